@@ -1,0 +1,34 @@
+"""Where nodes come from: reading the provenance that exporters leave in node metadata."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+from .graph import Node, Origin
+
+__all__ = ["RULES_KEY", "origin_of"]
+
+RULES_KEY = "planish.rules"  # metadata property under which a saved model keeps the rewrites behind a node
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+
+
+def origin_of(node: Node) -> Origin:
+    """The origin of ``node``: torch.onnx's stack traces and name scopes, and planish's own record of rewrites."""
+    metadata = node.metadata or {}
+    rules = tuple(r for r in metadata.get(RULES_KEY, "").split(",") if r) + node.rules
+    frames = _FRAME.findall(metadata.get("pkg.torch.onnx.stack_trace", ""))
+    source = f"{frames[-1][0]}:{frames[-1][1]}" if frames else ""
+    return Origin(source, _module_path(metadata.get("pkg.torch.onnx.name_scopes", "")), (node.name,) if node.name else (), rules)
+
+
+def _module_path(scopes: str) -> str:
+    """The innermost named module of torch.onnx's list of scopes (its last entry is the node itself)."""
+    if not scopes or len(scopes) > 10_000:
+        return ""
+    try:
+        names = ast.literal_eval(scopes)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return ""
+    modules = [n for n in names[:-1] if isinstance(n, str) and n] if isinstance(names, list) else []
+    return modules[-1] if modules else ""

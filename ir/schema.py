@@ -1,0 +1,47 @@
+"""Facts about operators from onnx's schemas, at the canonical opset, looked up when needed and remembered."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+__all__ = ["canonical_opset", "default_attribute", "schema_of"]
+
+
+@cache
+def schema_of(op: str) -> Any | None:
+    """The newest ``onnx.defs.OpSchema`` of ``op``, or None if onnx does not define it."""
+    import onnx.defs
+
+    domain, _, name = op.rpartition(".")
+    try:
+        return onnx.defs.get_schema(name, domain)
+    except onnx.defs.SchemaError:
+        return None
+
+
+@cache
+def canonical_opset() -> int:
+    """The version of the standard operator set inside planish: the newest that the installed onnx defines."""
+    import onnx.defs
+
+    return int(onnx.defs.onnx_opset_version())
+
+
+@cache
+def default_attribute(op: str, name: str) -> Any:
+    """The default of attribute ``name``, in the form in which nodes hold attributes; None if there is none."""
+    schema = schema_of(op)
+    if schema is None or name not in schema.attributes:
+        return None
+    import onnx.helper
+
+    proto = schema.attributes[name].default_value
+    if not proto.type:
+        return None
+    value = onnx.helper.get_attribute_value(proto)
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, list):
+        return tuple(v.decode() if isinstance(v, bytes) else v for v in value)
+    return value

@@ -1,0 +1,194 @@
+"""Passes, and the context in which they run.
+
+A pass is a frozen dataclass whose fields are its options, so that it prints and parses as ``name{option=value,…}``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+from ..ir import Graph, Node
+from .numerics import Exact, Numerics
+from .rewrite import RuleIndex, rewrite
+from .rules import Replacement, Rule
+
+__all__ = ["Context", "Failure", "Observer", "Pass", "PassError", "PassResult", "RewritePass", "Runner"]
+
+Arrays = Mapping[str, Any]
+
+
+class PassError(Exception):
+    """A pass cannot do what it was asked to; the message says why and what to do."""
+
+
+class Runner(Protocol):
+    """Runs graphs for passes and observers, so that these need not import a backend."""
+
+    def run(self, graph: Graph, inputs: Arrays) -> dict[str, Any]:
+        """The outputs of ``graph`` by name."""
+        ...
+
+    def evaluate(self, node: Node, operands: Sequence[np.ndarray | None]) -> list[np.ndarray]:
+        """The results of one node for concrete operands."""
+        ...
+
+
+class Pass:
+    """Base class of passes. Subclasses are frozen dataclasses and implement `run`.
+
+    Attributes:
+        numerics: what the pass promises about the values that the graph computes.
+    """
+
+    numerics: ClassVar[Numerics] = Exact()
+
+    @classmethod
+    def pass_name(cls) -> str:
+        """The name in pipelines: the class name in kebab case."""
+        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", cls.__name__).lower()
+
+    def run(self, graph: Graph, ctx: Context) -> None:
+        """Change ``graph`` in place, through `planish.ir.edit` only.
+
+        Raises:
+            PassError: it cannot be done; the pipeline takes the edits back and goes on.
+        """
+        raise NotImplementedError
+
+    def options(self) -> dict[str, Any]:
+        """The options that differ from their defaults."""
+        found = {}
+        for f in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, f.name)
+            default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+            if value != default or type(value) is not type(default):
+                found[f.name] = value
+        return found
+
+    def __str__(self) -> str:
+        from .pipeline import format_options
+
+        return self.pass_name() + format_options(self.options())
+
+
+class RewritePass(Pass):
+    """A pass that applies a set of rules until none fires: set ``rules``, in the order of preference."""
+
+    rules: ClassVar[Sequence[Rule]] = ()
+
+    def run(self, graph: Graph, ctx: Context) -> None:
+        rewrite(graph, RuleIndex(self.rules), ctx)
+
+
+class Observer:
+    """Sees every pass and every rewrite, and may veto either. The base class does nothing."""
+
+    def before_pass(self, pass_: Pass, graph: Graph, ctx: Context) -> bool:
+        """False skips the pass."""
+        return True
+
+    def after_pass(self, pass_: Pass, graph: Graph, ctx: Context) -> None:
+        """The pass has run. Raising `Failure` makes the pipeline find and disable the rewrite at fault."""
+
+    def before_rewrite(self, replacement: Replacement, ctx: Context) -> bool:
+        """False keeps the rewrite from happening; nothing has changed yet."""
+        return True
+
+    def after_rewrite(self, replacement: Replacement, nodes: list[Node], ctx: Context) -> None:
+        """The rewrite has put ``nodes`` in place."""
+
+
+class Failure(Exception):
+    """What an observer found wrong with the graph after a pass: its message is one line."""
+
+
+@dataclass
+class PassResult:
+    """What one pass did.
+
+    Attributes:
+        name: the pass as text.
+        fired: how often each rule fired.
+        edits: the number of edits.
+        seconds: wall time of the pass itself, without observers.
+        problem: why it was rolled back, or "".
+        disabled: rules that were disabled because a rewrite of theirs broke a promise, with what it broke.
+    """
+
+    name: str
+    fired: Counter[str] = field(default_factory=Counter)
+    edits: int = 0
+    seconds: float = 0.0
+    problem: str = ""
+    disabled: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Context:
+    """What passes share during one run of a pipeline.
+
+    Attributes:
+        runner: makes a `Runner` when first needed; None if graphs cannot be run.
+        observers: in the order in which they are asked.
+        target: the target that the result is for (``onnxruntime:x64``).
+        disabled: names of rules that must not fire.
+        results: one record per pass that has run, in order.
+        limit: the number of rewrites that the current pass may still make; None for no limit (see `planish.passes.bisect`).
+    """
+
+    runner_factory: Callable[[], Runner] | None = None
+    observers: list[Observer] = field(default_factory=list)
+    target: str = "onnxruntime"
+    disabled: set[str] = field(default_factory=set)
+    results: list[PassResult] = field(default_factory=list)
+    limit: int | None = None
+    last: Replacement | None = None
+    _runner: Runner | None = None
+
+    @property
+    def runner(self) -> Runner:
+        """The runner.
+
+        Raises:
+            PassError: the context was made without one.
+        """
+        if self._runner is None:
+            if self.runner_factory is None:
+                raise PassError("this pass must run the model, and the context has no runner: pass runner_factory=")
+            self._runner = self.runner_factory()
+        return self._runner
+
+    @property
+    def can_run(self) -> bool:
+        """Whether there is a runner."""
+        return self._runner is not None or self.runner_factory is not None
+
+    def allows(self, replacement: Replacement) -> bool:
+        """Whether a rewrite may happen: its rule is enabled, the limit is not reached, and no observer objects."""
+        if self.disabled and replacement.rule.name in self.disabled:
+            return False
+        if self.limit is not None and self.limit <= 0:
+            return False
+        return all(observer.before_rewrite(replacement, self) for observer in self.observers)
+
+    def rewritten(self, replacement: Replacement, nodes: list[Node]) -> None:
+        """Record that a rewrite has happened."""
+        if self.limit is not None:
+            self.limit -= 1
+            self.last = replacement
+        if self.results:
+            self.results[-1].fired[replacement.rule.name] += 1
+        for observer in self.observers:
+            observer.after_rewrite(replacement, nodes, self)
+
+    def note(self, what: str, count: int = 1) -> None:
+        """Record something that a pass did which is no rewrite by a rule."""
+        if self.results and count:
+            self.results[-1].fired[what] += count

@@ -1,0 +1,98 @@
+"""Finding passes and recipes by name.
+
+A pass ``fuse-attention`` is the class ``FuseAttention`` in a module ``fuse_attention`` somewhere below `planish.passes`
+(for a family, the class is in the package itself: ``simplify`` is ``Simplify`` in ``simplify/__init__.py``). Passes of
+other distributions come through the entry points of group ``planish.passes``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from functools import cache
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .base import Pass
+
+__all__ = ["RECIPES", "find_pass", "find_recipe", "pass_names"]
+
+ENTRY_POINTS = "planish.passes"
+RECIPES = {"default": "simplify"}  # name -> pipeline; a recipe is nothing but an abbreviation
+
+
+def find_recipe(name: str) -> str | None:
+    """The pipeline that ``name`` abbreviates, or None."""
+    return RECIPES.get(name)
+
+
+@cache
+def _modules() -> dict[str, str]:
+    """Module names below `planish.passes`, by their last part."""
+    package = importlib.import_module(__package__)
+    found: dict[str, str] = {}
+
+    def visit(parent: ModuleType) -> None:
+        for info in pkgutil.iter_modules(parent.__path__):
+            full = f"{parent.__name__}.{info.name}"
+            found.setdefault(info.name, full)
+            if info.ispkg:
+                visit(importlib.import_module(full))
+
+    visit(package)
+    return found
+
+
+def _class_name(name: str) -> str:
+    return "".join(part.capitalize() for part in name.split("-"))
+
+
+def _builtin(name: str) -> type[Pass] | None:
+    from .base import Pass
+
+    module_name = name.replace("-", "_")
+    for full in (f"{__package__}.{module_name}", _modules().get(module_name)):
+        if full is None:
+            continue
+        try:
+            module = importlib.import_module(full)
+        except ModuleNotFoundError as error:
+            if error.name != full:
+                raise
+            continue
+        cls = getattr(module, _class_name(name), None)
+        if isinstance(cls, type) and issubclass(cls, Pass):
+            return cls
+    return None
+
+
+def find_pass(name: str) -> type[Pass]:
+    """The class of the pass called ``name``.
+
+    Raises:
+        LookupError: there is none; the message names similar ones.
+    """
+    from .base import Pass
+
+    cls = _builtin(name)
+    if cls is not None:
+        return cls
+    from importlib.metadata import entry_points
+
+    for entry in entry_points(group=ENTRY_POINTS, name=name):
+        loaded = entry.load()
+        if not (isinstance(loaded, type) and issubclass(loaded, Pass)):
+            raise LookupError(f"entry point {name!r} of {entry.value} is no Pass class")
+        return loaded
+    near = difflib.get_close_matches(name, [*pass_names(), *RECIPES], n=3)
+    raise LookupError(f"no pass {name!r}" + (f"; did you mean {', '.join(near)}?" if near else "; see `planish passes`"))
+
+
+def pass_names() -> list[str]:
+    """The names of all passes, built in and plugged in, sorted."""
+    from importlib.metadata import entry_points
+
+    builtin = [n.replace("_", "-") for n in _modules()]
+    return sorted([n for n in builtin if _builtin(n) is not None] + [e.name for e in entry_points(group=ENTRY_POINTS)])

@@ -30,6 +30,12 @@ __all__ = [
 
 Monomial = tuple[str, ...]  # sorted atoms, repeated for powers; () is the constant term
 
+# what an expression may grow to before it becomes an unknown size: models are untrusted, and their arithmetic can double
+_MAX_TERMS = 128
+_MAX_DEGREE = 32
+_MAX_TEXT = 1000  # characters of an atom
+_MAX_COEFFICIENT = 1 << 63
+
 # What grows beyond these limits becomes an unknown integer, so that no graph makes expressions explode.
 _MAX_TERMS = 64
 _MAX_DEGREE = 16
@@ -71,6 +77,8 @@ class Sym:
             if other == 1:
                 return self
             return _normal({monomial: c * other for monomial, c in self.terms.items()})
+        if len(self.terms) * len(other.terms) > _MAX_TERMS:
+            return fresh()
         terms: dict[Monomial, int] = {}
         for m1, c1 in self.terms.items():
             for m2, c2 in other.terms.items():

@@ -7,19 +7,26 @@ import re
 
 from .graph import Node, Origin
 
-__all__ = ["RULES_KEY", "origin_of"]
+__all__ = ["RULES_KEY", "innermost_frame", "origin_of"]
 
 RULES_KEY = "planish.rules"  # metadata property under which a saved model keeps the rewrites behind a node
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+_TORCH = re.compile(r"(^|[/\\](site|dist)-packages[/\\])torch[/\\]")
 
 
 def origin_of(node: Node) -> Origin:
     """The origin of ``node``: torch.onnx's stack traces and name scopes, and planish's own record of rewrites."""
     metadata = node.metadata or {}
     rules = tuple(r for r in metadata.get(RULES_KEY, "").split(",") if r) + node.rules
-    frames = _FRAME.findall(metadata.get("pkg.torch.onnx.stack_trace", ""))
-    source = f"{frames[-1][0]}:{frames[-1][1]}" if frames else ""
+    source = innermost_frame(metadata.get("pkg.torch.onnx.stack_trace", ""))
     return Origin(source, _module_path(metadata.get("pkg.torch.onnx.name_scopes", "")), (node.name,) if node.name else (), rules)
+
+
+def innermost_frame(trace: str) -> str:
+    """``file:line`` of the innermost frame of a stack trace, of the model's own code if any of the frames is."""
+    frames: list[tuple[str, str]] = _FRAME.findall(trace)
+    own = [frame for frame in frames if not _TORCH.search(frame[0])]
+    return ":".join((own or frames)[-1]) if frames else ""
 
 
 def _module_path(scopes: str) -> str:

@@ -10,13 +10,16 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
+from weakref import WeakValueDictionary
 
 import numpy as np
 
 from .types import DType, TensorType
 
-__all__ = ["ArrayTensor", "FileTensor", "LazyTensor", "Tensor", "TensorError", "pack", "tensor", "unpack"]
+__all__ = ["ArrayTensor", "DataFile", "FileTensor", "LazyTensor", "Tensor", "TensorError", "pack", "tensor", "unpack"]
 
 CHUNK = 16 << 20  # bytes per piece when streaming
 _SAMPLE = 1 << 12  # bytes read at each of three places for `Tensor.sample`
@@ -106,25 +109,109 @@ class ArrayTensor(Tensor):
         return True
 
 
+class DataFile:
+    """A file in which tensors lie, told apart from any other that its path may come to mean.
+
+    It is open only while it is read; if it has been changed or replaced in between, that is an error and not other
+    numbers. Whoever is about to replace a file calls `pin` on the one `known` for the path, so that its tensors live on.
+
+    Attributes:
+        path: where it was found.
+        size: in bytes.
+    """
+
+    __slots__ = ("__weakref__", "_descriptor", "_stamp", "path", "size")
+    _known: ClassVar[WeakValueDictionary[Path, DataFile]] = WeakValueDictionary()
+
+    def __init__(self, path: Path):
+        status = os.stat(path)
+        self.path = path
+        self.size = status.st_size
+        self._stamp = _stamp(status)
+        self._descriptor: int | None = None
+
+    @classmethod
+    def at(cls, path: Path) -> DataFile:
+        """The file at ``path`` as it is now; the same object while it stays the same."""
+        path = path.resolve()
+        known = cls._known.get(path)
+        if known is None or not known.is_current:
+            known = cls._known[path] = cls(path)
+        return known
+
+    @classmethod
+    def known(cls, path: Path) -> DataFile | None:
+        """The file at ``path``, if tensors lie in it."""
+        path = path.resolve()
+        known = cls._known.get(path)
+        return known if known is not None and known.is_current else None
+
+    @property
+    def is_current(self) -> bool:
+        """Whether its path still means this file, unchanged."""
+        try:
+            return _stamp(os.stat(self.path)) == self._stamp
+        except OSError:
+            return False
+
+    @contextmanager
+    def open(self) -> Iterator[int]:
+        """A descriptor for reading.
+
+        Raises:
+            TensorError: the file is gone or has changed.
+        """
+        if self._descriptor is not None:
+            yield self._descriptor
+            return
+        descriptor = self._open()
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _open(self) -> int:
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+        except OSError as error:
+            raise TensorError(f"{self.path}: {error.strerror}") from error
+        if _stamp(os.fstat(descriptor)) != self._stamp:
+            os.close(descriptor)
+            raise TensorError(f"{self.path} has changed since it was read")
+        return descriptor
+
+    def pin(self) -> None:
+        """Keep it open, so that it can be read after its path means another file."""
+        if self._descriptor is None:
+            self._descriptor = self._open()
+
+    def __del__(self) -> None:
+        if getattr(self, "_descriptor", None) is not None:
+            os.close(self._descriptor)  # type: ignore[arg-type]
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int, int, int]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
 class FileTensor(Tensor):
     """A tensor in a file: ``length`` bytes of raw data at ``offset``. Checked against the file when built.
 
-    ``file`` is opened once per use. Regular files only; the frontend that builds one is responsible for the path.
+    Regular files only; the frontend that builds one is responsible for the path.
 
     Raises:
-        TensorError: the range lies outside the file, or its length is not that of dtype and shape.
+        TensorError: the range lies outside the file.
     """
 
-    __slots__ = ("length", "offset", "path")
+    __slots__ = ("file", "length", "offset")
 
-    def __init__(self, path: Path, offset: int, dtype: DType, shape: tuple[int, ...], name: str = "", *, file_size: int | None = None):
+    def __init__(self, file: DataFile | Path, offset: int, dtype: DType, shape: tuple[int, ...], name: str = ""):
         super().__init__(dtype, shape, name)
-        self.path = path
+        self.file = file = file if isinstance(file, DataFile) else DataFile.at(file)
         self.offset = offset
         self.length = self.nbytes
-        available = os.stat(path).st_size if file_size is None else file_size
-        if offset < 0 or offset + self.length > available:
-            raise TensorError(f"tensor {name!r}: needs bytes {offset} to {offset + self.length} of {path.name}, which has {available}")
+        if offset < 0 or offset + self.length > file.size:
+            raise TensorError(f"tensor {name!r}: needs bytes {offset} to {offset + self.length} of {file.path.name}, which has {file.size}")
 
     def numpy(self) -> np.ndarray:
         """Mapped, not read: pages come in when touched."""
@@ -135,25 +222,25 @@ class FileTensor(Tensor):
             return np.empty(0, np.uint8)
         start = self.offset - self.offset % mmap.ALLOCATIONGRANULARITY
         try:
-            with open(self.path, "rb") as file:
-                mapped = mmap.mmap(file.fileno(), self.offset - start + self.length, access=mmap.ACCESS_READ, offset=start)
+            with self.file.open() as descriptor:
+                mapped = mmap.mmap(descriptor, self.offset - start + self.length, access=mmap.ACCESS_READ, offset=start)
         except (OSError, ValueError, OverflowError) as error:
-            raise TensorError(f"tensor {self.name!r}: cannot map {self.path.name}: {error}") from error
+            raise TensorError(f"tensor {self.name!r}: {error}") from error
         return np.frombuffer(mapped, np.uint8, self.length, self.offset - start)
 
     def chunks(self) -> Iterator[memoryview]:
-        with open(self.path, "rb") as file:
+        with self.file.open() as descriptor:
             for at in range(0, self.length, CHUNK):
-                yield memoryview(self._read(file.fileno(), at, min(CHUNK, self.length - at)))
+                yield memoryview(self._read(descriptor, at, min(CHUNK, self.length - at)))
 
     def sample(self) -> bytes:
-        with open(self.path, "rb") as file:
-            return b"".join(self._read(file.fileno(), at, min(_SAMPLE, self.length - at)) for at in _sample_offsets(self.length))
+        with self.file.open() as descriptor:
+            return b"".join(self._read(descriptor, at, min(_SAMPLE, self.length - at)) for at in _sample_offsets(self.length))
 
     def _read(self, descriptor: int, at: int, count: int) -> bytes:
         data = os.pread(descriptor, count, self.offset + at)
         if len(data) != count:
-            raise TensorError(f"tensor {self.name!r}: {self.path.name} became shorter")
+            raise TensorError(f"tensor {self.name!r}: {self.file.path.name} became shorter")
         return data
 
     @property

@@ -237,7 +237,7 @@ def _all_equal(value: Value, literal: Any) -> bool:
 class Operation(Pattern):
     """An operator applied to operand patterns; ``index`` is the result that is meant, None for the whole node."""
 
-    __slots__ = ("attrs", "index", "op", "operands", "outputs", "owner", "rest", "shared")
+    __slots__ = ("attrs", "heads", "index", "op", "operands", "outputs", "owner", "rest", "shared")
 
     def __init__(self, op_name: str, operands: tuple[Any, ...], attrs: dict[str, Any], rest: str | None, outputs: int | None):
         self.op = op_name
@@ -248,6 +248,7 @@ class Operation(Pattern):
         self.index = 0
         self.shared = False
         self.owner = self
+        self.heads = tuple((i, p.op) for i, p in enumerate(operands) if isinstance(p, Operation))
 
     def __getitem__(self, index: int) -> Operation:
         if index > 32:
@@ -274,6 +275,8 @@ class Operation(Pattern):
 
     def step_node(self, node: Node, m: Match, rest: Goals) -> Any:
         """Match the node itself: attributes now, operands as new goals."""
+        if not m.explain and self.heads and not self._heads_fit(node):
+            return False
         if not self._bind_attributes(node, m):
             return m.fail(f"attributes of {self.op} differ", node)
         operands = self._align(node, m)
@@ -294,6 +297,13 @@ class Operation(Pattern):
         for pattern, operand in reversed(operands):
             rest = (pattern, operand, rest)
         return rest if operands else _NEXT
+
+    def _heads_fit(self, node: Node) -> bool:
+        """A quick look at what the operands are computed by, which rules out most nodes."""
+        producers = [o.producer.op if o is not None and o.producer is not None else "" for o in node.operands]
+        if self.op in COMMUTATIVE:
+            return all(name in producers for _, name in self.heads)
+        return all(i < len(producers) and producers[i] == name for i, name in self.heads)
 
     def _bind_attributes(self, node: Node, m: Match) -> bool:
         for name, expected in self.attrs.items():

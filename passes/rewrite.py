@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..ir import Graph, Node, TensorType, Value, edit
 from ..ir.edit import Event
-from ..ir.infer.engine import IllTyped, infer_content, infer_types
+from ..ir.infer.engine import IllTyped, infer_contents, infer_types, merge_content
 from ..ir.types import compatible, merge
 from .rules import Replacement, Rule
 
@@ -118,12 +118,14 @@ def _refine(node: Node) -> None:
         types = infer_types(node)
     except IllTyped:
         return
-    single = len(node.results) == 1
     for result, new in zip(node.results, types, strict=False):
         merged = merge(result.type, new) if compatible(result.type, new) else result.type
-        elements = infer_content(node) if single else result.content
-        if merged is not result.type or elements != result.content:
-            edit.set_type(result, merged, elements if elements is not None else result.content)
+        if merged is not result.type:
+            edit.set_type(result, merged, result.content)
+    for result, elements in zip(node.results, infer_contents(node), strict=False):
+        better = None if elements is None else merge_content(result.content, elements)
+        if better is not None:
+            edit.set_type(result, result.type, better)
 
 
 def _fits(old: Value, new: Value, root: Node) -> str | None:

@@ -1,0 +1,97 @@
+"""``planish optimize``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from planish.cli import echo_json, model_argument, pipeline_option, progress, standard_options
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from planish.optimizer import Mode
+    from planish.passes import Observer
+
+__all__ = ["command"]
+
+
+@click.command("optimize")
+@model_argument
+@click.option("-o", "--output", required=True, metavar="OUT", help="Where the result goes.")
+@pipeline_option
+@click.option("--target", default="onnxruntime", show_default=True, help="What is to run the result, such as onnxruntime:arm64.")
+@click.option("--data", metavar="DATA", help="Sample inputs; by default some are made up.")
+@click.option("--expect", multiple=True, metavar="COND", help="Such as 'Attention>=12': operators of the result, or rules that fired.")
+@click.option("--verify", type=click.Choice(["each", "end", "off"]), default="end", show_default=True, help="When to compare with the original.")
+@click.option("--no-measure", is_flag=True, help="Do not measure latency.")
+@click.option("--report", metavar="HTML", help="Also write the report as a web page.")
+@click.option("--dump-ir", metavar="DIR", help="Write the graph as text after each pass.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@standard_options
+def command(
+    model: str,
+    output: str,
+    pipeline: str,
+    target: str,
+    data: str | None,
+    expect: tuple[str, ...],
+    verify: Mode,
+    no_measure: bool,
+    report: str | None,
+    dump_ir: str | None,
+    as_json: bool,
+) -> None:
+    """Optimize MODEL, compare the result with it, and measure both.
+
+    Writes OUT unless an expectation or the comparison fails.
+    """
+    from planish.optimizer import optimize
+
+    _check_folders(output, report)
+    with progress() as show:
+        result = optimize(
+            model, pipeline, target=target, data=data, verify=verify, measure=not no_measure, expect=expect,
+            observers=_observers(show, dump_ir), progress=show,
+        )  # fmt: skip
+        if result.report.ok:
+            if show is not None:
+                show(f"writing {output}")
+            result.save(output)
+    if report is not None:
+        from planish.html import write_report
+
+        write_report(result.report, report, title=f"{model} -> {output}")
+    if as_json:
+        echo_json({"model": model, "output": output if result.report.ok else None, **result.report.to_dict()})
+    else:
+        click.echo(f"{model} -> {output}: {result.report.pipeline} for {target}\n\n{result.report}")
+    if not result.report.ok:
+        click.echo(f"planish: {result.report.failure}; {output} was not written", err=True)
+        raise click.exceptions.Exit(1)
+
+
+def _check_folders(output: str, report: str | None) -> None:
+    """Complain now rather than after all the work."""
+    from planish.ir.errors import PlanishError
+
+    if not output.endswith(".onnx"):
+        raise PlanishError(f"{output}: the result is an ONNX file; call it something.onnx")
+    for path in (output, report):
+        if path is not None and not Path(path).resolve().parent.is_dir():
+            raise PlanishError(f"no such folder: {Path(path).parent}")
+
+
+def _observers(show: Callable[[str], None] | None, dump_ir: str | None) -> list[Observer]:
+    observers: list[Observer] = []
+    if show is not None:
+        from planish.passes.observers.progress import Progress
+
+        observers.append(Progress(show))
+    if dump_ir is not None:
+        from planish.passes.observers.dump_ir import DumpIR
+
+        observers.append(DumpIR(dump_ir))
+    return observers

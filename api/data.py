@@ -1,0 +1,208 @@
+"""Sample inputs: read from the user's data, or synthesized from the types of a graph's inputs."""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from planish.ir import DType, Graph, Sym, TensorType, Value
+from planish.ir.errors import PlanishError
+
+from planish.flops import bind_dim
+from planish.functions import is_function_name, load_function
+
+__all__ = ["bind_sizes", "describe_inputs", "read_samples", "synthesize"]
+
+Sample = dict[str, Any]
+Data = str | Path | Mapping[str, Any] | Iterable[Mapping[str, Any]]
+
+
+# the user's data
+
+
+def read_samples(data: Data, graph: Graph, limit: int | None = None) -> list[Sample]:
+    """The first ``limit`` samples of ``data``, checked against the inputs of ``graph``.
+
+    Args:
+        data: an ``.npz`` file, a folder of them, ``module.py:function``, one mapping of arrays by input name, or several.
+        graph: the graph that they are for.
+        limit: the number of samples; None for all.
+
+    Raises:
+        PlanishError: there is none, or one does not fit.
+    """
+    samples = []
+    for where, sample in itertools.islice(_samples(data), limit):
+        samples.append(_checked(sample, graph, where))
+    if not samples:
+        raise PlanishError(f"no samples in {data}")
+    return samples
+
+
+def _samples(data: Data) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if isinstance(data, str) and is_function_name(data):
+        try:
+            found = load_function(data)()
+        except PlanishError:
+            raise
+        except Exception as error:
+            raise PlanishError(f"{data}: {type(error).__name__}: {error}") from error
+        yield from ((f"{data}, sample {i}", s) for i, (_, s) in enumerate(_samples(found), 1))
+    elif isinstance(data, str | Path):
+        yield from _files(Path(data))
+    elif isinstance(data, Mapping):
+        yield "the data", data
+    elif isinstance(data, Iterable):
+        for i, sample in enumerate(data, 1):
+            if not isinstance(sample, Mapping):
+                raise PlanishError(f"sample {i} is a {type(sample).__name__}, not a mapping of arrays by input name")
+            yield f"sample {i}", sample
+    else:
+        raise PlanishError(f"data must be mappings of arrays by input name, not {type(data).__name__}")
+
+
+def _files(path: Path) -> Iterator[tuple[str, Sample]]:
+    if not path.exists():
+        raise PlanishError(f"no such file or folder: {path}")
+    files = sorted(path.glob("*.npz")) if path.is_dir() else [path]
+    if not files:
+        raise PlanishError(f"no .npz file in {path}")
+    for file in files:
+        try:
+            with np.load(file, allow_pickle=False) as archive:
+                if not isinstance(archive, np.lib.npyio.NpzFile):
+                    raise PlanishError(f"{file} is no .npz file")
+                sample = {name: archive[name] for name in archive.files}
+        except (OSError, ValueError, EOFError, zlib.error, KeyError, NotImplementedError) as error:
+            raise PlanishError(f"{file} is no readable .npz file: {error}") from error
+        except Exception as error:
+            if type(error).__name__ != "BadZipFile":  # importing zipfile for its name alone would cost more than this line
+                raise
+            raise PlanishError(f"{file} is no readable .npz file: {error}") from error
+        yield str(file), sample
+
+
+def describe_inputs(graph: Graph) -> str:
+    """The inputs in one line: ``ids: int64[batch,12], mask: …``."""
+    return ", ".join(f"{v.name}: {v.type}" for v in graph.inputs) or "none"
+
+
+def _checked(sample: Mapping[str, Any], graph: Graph, where: str) -> Sample:
+    inputs = {v.name: v for v in graph.inputs}
+    unknown = [name for name in sample if name not in inputs]
+    missing = [name for name, v in inputs.items() if v.default is None and name not in sample]
+    if unknown or missing:
+        problem = f"has no input {missing[0]!r}" if missing else f"has {unknown[0]!r}, which is no input"
+        raise PlanishError(f"{where} {problem}; the model takes {describe_inputs(graph)}")
+    checked: Sample = {}
+    sizes: dict[str, int] = {}
+    for name, value in sample.items():
+        type_ = inputs[name].type
+        checked[name] = _checked_array(value, type_, sizes, f"{where}: input {name!r}") if isinstance(type_, TensorType) else value
+    return checked
+
+
+def _checked_array(value: Any, type_: TensorType, sizes: dict[str, int], where: str) -> np.ndarray:
+    array = np.asarray(value)
+    if type_.dtype and type_.dtype.numpy != array.dtype and not (type_.dtype is DType.STRING and array.dtype.kind in "OUST"):
+        raise PlanishError(f"{where} is {array.dtype}, not {type_.dtype.text}")
+    if type_.shape is None:
+        return array
+    fits = array.ndim == len(type_.shape)
+    for dim, size in zip(type_.shape, array.shape, strict=False):
+        if isinstance(dim, int):
+            fits = fits and dim == size
+        elif dim.name is not None and not dim.is_anonymous:
+            fits = fits and sizes.setdefault(dim.name, size) == size
+    if not fits:
+        known = ", ".join(f"{k}={v}" for k, v in sizes.items())
+        raise PlanishError(f"{where} has shape {list(array.shape)}, which does not fit {type_}" + (f" with {known}" if known else ""))
+    return array
+
+
+def bind_sizes(graph: Graph, sample: Mapping[str, Any]) -> dict[str, int]:
+    """What the symbolic dimensions of the inputs stand for in ``sample``."""
+    sizes: dict[str, int] = {}
+    for value in graph.inputs:
+        if value.name in sample and value.shape is not None:
+            for dim, size in zip(value.shape, np.shape(sample[value.name]), strict=False):
+                if isinstance(dim, Sym) and dim.name is not None:
+                    sizes.setdefault(dim.name, size)
+    return sizes
+
+
+# synthesized data
+
+# Sizes for the symbolic dimensions, in the order in which they appear: distinct, so that mixed-up ones are seen. What
+# does not run (an image of 2x3 pixels) is tried again with the next scheme.
+_SCHEMES: tuple[tuple[int, ...], ...] = ((2, 6, 5, 7, 9, 11, 13), (2, 16, 24, 40, 48), (1, 64, 96, 128, 160), (1, 224, 224), (1, 1, 1))
+_MOVES = frozenset("Cast Identity Reshape Unsqueeze Squeeze Flatten Transpose Expand Slice Concat".split())
+
+
+def synthesize(graph: Graph, seed: int = 0) -> Iterator[Sample]:
+    """Candidate samples for ``graph``, one per scheme of sizes; none if an input has a type that has no obvious values.
+
+    Token ids stay inside the tables that they index, masks are ones, floats are normal.
+    """
+    inputs = [v for v in graph.inputs if v.default is None]
+    if not all(isinstance(v.type, TensorType) and v.type.dtype and v.type.shape is not None for v in inputs):
+        return
+    symbols = _symbols(inputs)
+    bounds = {v.name: _index_bound(v) for v in inputs if v.dtype.is_integer}
+    tried = []
+    for scheme in _SCHEMES:
+        sizes = dict(zip(symbols, itertools.chain(scheme, itertools.repeat(scheme[-1])), strict=False))
+        if sizes in tried:
+            continue
+        tried.append(sizes)
+        rng = np.random.default_rng(seed)
+        yield {v.name: _values(v, sizes, bounds.get(v.name), rng) for v in inputs}
+
+
+def _symbols(inputs: list[Value]) -> list[str]:
+    atoms = (a for v in inputs for d in v.shape or () if isinstance(d, Sym) for m in d.terms for a in m)
+    return [a for a in dict.fromkeys(atoms) if "(" not in a]
+
+
+def _index_bound(value: Value) -> int | None:
+    """The smallest table that ``value`` indexes, followed through operators that only move elements."""
+    bound: int | None = None
+    seen, stack = {value}, [value]
+    while stack and len(seen) < 200:
+        current = stack.pop()
+        for user, position in current.uses:
+            if user.op in ("Gather", "GatherElements") and position == 1:
+                table = user.operands[0]
+                shape = table.shape if table is not None else None
+                size = shape[user.attrs.get("axis", 0)] if shape else None
+                if isinstance(size, int):
+                    bound = size if bound is None else min(bound, size)
+            elif user.op in _MOVES and position == 0 and user.result not in seen:
+                seen.add(user.result)
+                stack.append(user.result)
+    return bound
+
+
+def _values(value: Value, sizes: Mapping[str, int], bound: int | None, rng: np.random.Generator) -> np.ndarray:
+    dtype, shape = value.dtype, tuple(max(bind_dim(d, sizes), 0) for d in value.shape or ())
+    if dtype is DType.STRING:
+        return np.full(shape, "a", object)
+    if "mask" in value.name.lower() or dtype is DType.BOOL:
+        return np.ones(shape, dtype.numpy)
+    if dtype.is_floating:
+        return rng.standard_normal(shape, np.float32).astype(dtype.numpy)
+    if dtype.name.startswith("COMPLEX"):
+        return (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(dtype.numpy)
+    if bound is not None:
+        return rng.integers(0, max(bound, 1), shape).astype(dtype.numpy)
+    if dtype in (DType.UINT8, DType.INT8):
+        low, high = (0, 256) if dtype is DType.UINT8 else (-128, 128)
+        return rng.integers(low, high, shape).astype(dtype.numpy)
+    if len(shape) < 2:
+        return np.ones(shape, dtype.numpy)  # a count, a length or a size: what is safe everywhere
+    return rng.integers(0, 2, shape).astype(dtype.numpy)

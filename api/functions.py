@@ -1,0 +1,48 @@
+"""``module.py:function``: how users name Python functions on the command line."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from planish.ir.errors import PlanishError
+
+__all__ = ["is_function_name", "load_function"]
+
+
+def is_function_name(text: str) -> bool:
+    """Whether ``text`` has the form ``module.py:function``."""
+    path, _, name = text.rpartition(":")
+    return path.endswith(".py") and name.isidentifier()
+
+
+def load_function(text: str) -> Callable[..., Any]:
+    """The function that ``module.py:function`` names; the module is executed, with its folder importable.
+
+    Raises:
+        PlanishError: there is no such file or function, or the module raises.
+    """
+    path, _, name = text.rpartition(":")
+    file = Path(path)
+    if not file.is_file():
+        raise PlanishError(f"no such file: {path}")
+    folder = str(file.resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    module_name = f"_planish_user_{file.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise PlanishError(f"{path}: {type(error).__name__}: {error}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise PlanishError(f"{path} has no function {name!r}")
+    return function  # type: ignore[no-any-return]

@@ -1,0 +1,103 @@
+"""Measuring latency: paired and interleaved, so that whatever else the machine does hits both candidates alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["Comparison", "Latency", "measure", "measure_pair"]
+
+MAX_SECONDS = 4.0  # for the timed runs of one measurement
+MIN_PAIRS, MAX_PAIRS = 7, 60
+_SHORTEST = 2e-3  # seconds: shorter runs are repeated within one sample, above the clock's and the scheduler's noise
+_SLOWER = 1.02  # a ratio that this much noise-free slowdown must exceed to count
+
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Seconds per run: the median, and the quartiles around it."""
+
+    median: float
+    low: float
+    high: float
+    runs: int
+
+    def __str__(self) -> str:
+        return f"{_milliseconds(self.median)} ms ({_milliseconds(self.low)} to {_milliseconds(self.high)})"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g}" if seconds < 1 else f"{seconds * 1e3:.0f}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two latencies measured together.
+
+    Attributes:
+        before: of the first candidate.
+        after: of the second.
+        speedup: median over the pairs of first divided by second.
+        uncertainty: standard error of the speedup, relative.
+    """
+
+    before: Latency
+    after: Latency
+    speedup: float
+    uncertainty: float
+
+    @property
+    def is_slower(self) -> bool:
+        """Whether the second is slower, beyond noise."""
+        return (1 / self.speedup) * (1 - 2 * self.uncertainty) > _SLOWER
+
+
+def _repeats(run: Run) -> int:
+    """Warm up, and find how many runs make one sample long enough."""
+    run()
+    started = time.perf_counter()
+    run()
+    once = time.perf_counter() - started
+    return max(1, min(1000, round(_SHORTEST / max(once, 1e-7))))
+
+
+def _sample(run: Run, repeats: int) -> float:
+    started = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    return (time.perf_counter() - started) / repeats
+
+
+def _latency(samples: list[float]) -> Latency:
+    low, median, high = np.percentile(samples, [25, 50, 75])
+    return Latency(float(median), float(low), float(high), len(samples))
+
+
+def measure(run: Run, seconds: float = MAX_SECONDS) -> Latency:
+    """The latency of ``run``."""
+    repeats = _repeats(run)
+    samples: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(samples) < MIN_PAIRS or (len(samples) < MAX_PAIRS and time.perf_counter() < end):
+        samples.append(_sample(run, repeats))
+    return _latency(samples)
+
+
+def measure_pair(first: Run, second: Run, seconds: float = MAX_SECONDS) -> Comparison:
+    """Both latencies, in pairs whose order alternates, and what follows for their ratio."""
+    repeats = max(_repeats(first), _repeats(second))
+    samples: tuple[list[float], list[float]] = ([], [])
+    end = time.perf_counter() + seconds
+    while len(samples[0]) < MIN_PAIRS or (len(samples[0]) < MAX_PAIRS and time.perf_counter() < end):
+        for which in (0, 1) if len(samples[0]) % 2 == 0 else (1, 0):
+            samples[which].append(_sample((first, second)[which], repeats))
+    ratios = np.array(samples[0]) / np.array(samples[1])
+    speedup = float(np.median(ratios))
+    deviation = 1.4826 * float(np.median(np.abs(ratios - speedup)))
+    uncertainty = 1.2533 * deviation / speedup / len(ratios) ** 0.5
+    return Comparison(_latency(samples[0]), _latency(samples[1]), speedup, uncertainty)

@@ -1,0 +1,129 @@
+"""Loading whatever stands for a model, and saving the result."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from planish.ir import Graph
+from planish.ir.errors import PlanishError
+
+from planish.functions import is_function_name, load_function
+
+if TYPE_CHECKING:
+    import onnx
+
+    from planish.backends.base import Backend
+    from planish.ir import Node
+
+    Model = str | Path | Graph | onnx.ModelProto | Any
+
+__all__ = ["load", "save", "save_for"]
+
+_ONNX = (".onnx", ".onnxtxt", ".onnxtext", ".ort", ".pb")
+_READERS = ".onnx, .pt2, or module.py:function"
+
+
+def load(model: Model) -> Graph:
+    """The graph of a model.
+
+    Args:
+        model: a path (``.onnx``, ``.pt2``, ``module.py:function``), a `Graph` (returned as it is), an ``onnx.ModelProto``, a
+            ``torch.export.ExportedProgram``, or a tuple ``(module, args)``, ``(module, args, kwargs)`` or ``(module, args,
+            kwargs, dynamic_shapes)`` of a ``torch.nn.Module`` and example inputs for it.
+
+    Raises:
+        PlanishError: it cannot be read, or it is nothing of this kind.
+    """
+    if isinstance(model, Graph):
+        return model
+    if isinstance(model, str | Path):
+        return _load_path(str(model))
+    if type(model).__name__ == "ModelProto":
+        from planish.frontends.onnx.upgrade import upgrade
+        from planish.ir.convert.proto import from_proto
+
+        return from_proto(model, upgrade=upgrade)
+    torch = sys.modules.get("torch")  # whoever made a torch object has imported torch
+    if torch is not None:
+        if isinstance(model, torch.nn.Module):
+            raise PlanishError("a torch module needs example inputs: give (module, args)")
+        if isinstance(model, tuple) and model and isinstance(model[0], torch.nn.Module):
+            return _load_module(*model)
+        if isinstance(model, torch.export.ExportedProgram):
+            from planish.frontends.torch import from_exported
+
+            return from_exported(model)
+    raise PlanishError(f"no model: {type(model).__name__}; give a path, a Graph, a ModelProto or (module, args)")
+
+
+def _load_path(path: str) -> Graph:
+    if is_function_name(path):
+        function = load_function(path)
+        try:
+            return load(function())
+        except PlanishError as error:
+            raise PlanishError(f"{path}: {error}") from error
+        except Exception as error:
+            raise PlanishError(f"{path}: {type(error).__name__}: {error}") from error
+    if not Path(path).exists():
+        raise PlanishError(f"no such file: {path}")
+    suffix = Path(path).suffix.lower()
+    if suffix in _ONNX:
+        from planish.frontends.onnx import load as load_onnx
+
+        return load_onnx(path)
+    if suffix == ".pt2":
+        from planish.frontends.torch import load_pt2
+
+        return load_pt2(path)
+    raise PlanishError(f"{path}: unknown kind of model; planish reads {_READERS}")
+
+
+def _load_module(module: Any, args: Any = (), kwargs: Any = None, dynamic_shapes: Any = None) -> Graph:
+    from planish.frontends.torch import from_torch
+
+    return from_torch(module, args if isinstance(args, tuple) else (args,), kwargs, dynamic_shapes)
+
+
+def save(graph: Graph, path: str | Path, **options: Any) -> None:
+    """Write ``graph`` as an ONNX file, completely or not at all; ``options`` are those of `planish.backends.onnx_file.save`.
+
+    Raises:
+        PlanishError: it cannot be written.
+    """
+    from planish.backends.onnx_file import save as save_onnx
+
+    save_onnx(graph, path, **options)
+
+
+class _AnyRuntime:
+    """A target of `planish.backends.legalize.legalize` that reads everything: the model keeps its version if it can."""
+
+    name = "onnx"
+    ir_version = 1 << 30
+
+    @property
+    def opset(self) -> int:
+        from planish.ir.schema import canonical_opset
+
+        return canonical_opset()
+
+    def runs(self, node: Node, since: int) -> bool:
+        return True
+
+
+def save_for(graph: Graph, path: str | Path, engine: Backend | None) -> None:
+    """Write ``graph`` as an ONNX file that ``engine`` reads; None: whatever reads the operator set of the original.
+
+    Raises:
+        PlanishError: it cannot be written, or the engine cannot run it.
+    """
+    from planish.backends.legalize import legalize
+
+    if engine is not None:
+        graph = engine.lower(graph)
+    stamp = getattr(engine, "stamp", None)
+    found = stamp(graph) if stamp is not None else legalize(graph, _AnyRuntime())
+    save(graph, path, opset=found.opset, ir_version=found.ir_version)

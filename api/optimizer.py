@@ -1,0 +1,356 @@
+"""`optimize`: runs a pipeline on a model, compares the result with the original, and measures it against it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from planish import expectations
+from planish.flops import Size, size_of
+from planish.ir import Graph
+from planish.ir.errors import PlanishError
+from planish.models import load, save_for
+from planish.passes import Context, Observer, Pipeline
+from planish.report import Report, Verification
+
+if TYPE_CHECKING:
+    from planish.backends.base import Backend, Executable
+    from planish.data import Data, Sample
+    from planish.measure import Comparison
+    from planish.models import Model
+    from planish.passes.observers.verify import Verify
+
+__all__ = ["Mode", "Result", "optimize", "parse_pipeline", "runner_factory"]
+
+Mode = Literal["each", "end", "off"]
+_MAX_SAMPLES = 4  # of the user's data, for comparison: these runs are repeated
+_NEAREST = 5  # near misses to show when nothing fired
+
+
+@dataclass
+class Result:
+    """The optimized ``graph``, and the ``report`` on how it came about."""
+
+    graph: Graph
+    report: Report
+    engine: Backend | None = None
+
+    def save(self, path: str | Path) -> None:
+        """Write the graph as an ONNX file that the target reads, completely or not at all.
+
+        Raises:
+            PlanishError: it cannot be written.
+        """
+        save_for(self.graph, path, self.engine)
+
+
+def optimize(
+    model: Model,
+    pipeline: str | Pipeline = "default",
+    *,
+    target: str = "onnxruntime",
+    data: Data | None = None,
+    verify: Mode = "end",
+    measure: bool = True,
+    expect: Sequence[str] = (),
+    observers: Iterable[Observer] = (),
+    progress: Callable[[str], None] | None = None,
+) -> Result:
+    """Optimize a model.
+
+    Args:
+        model: whatever `planish.load` takes; a `Graph` is left as it is.
+        pipeline: the passes.
+        target: the backend that the result is for.
+        data: sample inputs (see `planish.data.read_samples`); None synthesizes some.
+        verify: compare with the original after each pass, at the end, or not at all.
+        measure: measure the latency against the original's, and fall back where it became slower.
+        expect: conditions such as ``Attention>=12``; see the report for their outcome.
+        observers: further observers of the passes.
+        progress: is told what is going on.
+
+    Raises:
+        PlanishError: the model, the pipeline, the data or an expectation is unusable.
+    """
+    parsed = parse_pipeline(pipeline)
+    expected = [expectations.parse(e) for e in expect]
+    graph = load(model)
+    job = _Job(graph, parsed, target, list(observers), progress or (lambda message: None))
+    if verify == "off" and not measure:
+        result = job.plain(isinstance(model, Graph), data)
+    else:
+        result = job.checked(model, verify, measure, data)
+    result.report.expectations = expectations.check(expected, result.graph, result.report.fired, parsed)
+    return result
+
+
+def parse_pipeline(pipeline: str | Pipeline) -> Pipeline:
+    """The pipeline that ``pipeline`` is or describes.
+
+    Raises:
+        PlanishError: it describes none.
+    """
+    if isinstance(pipeline, Pipeline):
+        return pipeline
+    from planish.passes import PipelineError
+
+    try:
+        return Pipeline.parse(pipeline)
+    except PipelineError as error:
+        raise PlanishError(str(error)) from error
+
+
+def runner_factory(target: str = "onnxruntime") -> Callable[[], Backend]:
+    """Makes the runner for passes: the target's backend if it is there, or else the reference."""
+
+    def make() -> Backend:
+        from planish.backends.base import backend
+
+        try:
+            return backend(target)
+        except PlanishError:
+            return backend("reference")
+
+    return make
+
+
+@dataclass
+class _Attempt:
+    """One run of a pipeline."""
+
+    graph: Graph
+    ctx: Context
+    verify: Verify | None
+
+
+class _Job:
+    """One call of `optimize`."""
+
+    def __init__(self, graph: Graph, pipeline: Pipeline, target: str, observers: list[Observer], progress: Callable[[str], None]):
+        self.original = graph
+        self.pipeline = pipeline
+        self.target = target
+        self.observers = observers
+        self.progress = progress
+        self.samples: list[Sample] = []
+        self.sizes: dict[str, int] = {}
+        self.verification = Verification()
+        self.expected: list[dict[str, Any]] = []  # what the original computes for the samples
+
+    def plain(self, keep: bool, data: Data | None) -> Result:
+        """Optimize without running anything."""
+        if data is not None:
+            self._read(data)
+        before = size_of(self.original, self.sizes)
+        graph = _clone(self.original) if keep else self.original
+        ctx = self._context()
+        self.pipeline.run(graph, ctx)
+        return Result(graph, self._report(_Attempt(graph, ctx, None), before))
+
+    def checked(self, model: Model, mode: Mode, measure: bool, data: Data | None) -> Result:
+        """Optimize; verify and measure as asked."""
+        from planish.backends.base import backend
+
+        engine = backend(self.target)
+        before = size_of(self.original, self.sizes)
+        if data is not None:
+            self._read(data)
+            before = size_of(self.original, self.sizes)
+        self.progress("running the original")
+        first = self._run_original(model, engine, data)
+        if self.sizes:
+            before = size_of(self.original, self.sizes)
+        attempt, second = self._verified(self.pipeline, mode, engine)
+        report = self._report(attempt, before)
+        if measure and first is not None and second is not None and report.changed and report.ok:
+            attempt, report = self._fastest(attempt, report, first, second, mode, engine)
+        elif measure and report.ok:
+            report.notes.append("not measured: " + ("nothing changed" if first is not None else "the model was not run"))
+        return Result(attempt.graph, report, engine)
+
+    # running
+
+    def _context(self, *observers: Observer) -> Context:
+        return Context(runner_factory(self.target), [*observers, *self.observers], self.target)
+
+    def _attempt(self, pipeline: Pipeline, mode: Mode) -> _Attempt:
+        from planish.passes.observers.verify import Verify
+
+        graph = _clone(self.original)
+        verify = Verify(self.samples, each=mode == "each")
+        ctx = self._context(verify)
+        pipeline.run(graph, ctx)
+        return _Attempt(graph, ctx, verify)
+
+    def _read(self, data: Data) -> None:
+        from planish.data import bind_sizes, read_samples
+
+        self.samples = read_samples(data, self.original, _MAX_SAMPLES)
+        self.sizes = bind_sizes(self.original, self.samples[0])
+        self.verification.source = "given"
+
+    def _run_original(self, model: Model, engine: Backend, data: Data | None) -> Executable | None:
+        """The original, compiled, after it has computed ``self.expected``; None if it does not run on synthesized samples."""
+        from planish.data import bind_sizes, synthesize
+
+        try:
+            program = _compile_original(model, self.original, engine)
+            if data is not None:
+                self.expected = [program(sample) for sample in self.samples]
+                return program
+        except PlanishError as error:
+            if data is not None:
+                raise PlanishError(f"the original model does not run: {error}") from error
+            self.verification.note = f"the original does not run: {_first_line(error)}"
+            return None
+        problem: PlanishError | None = None
+        for sample in synthesize(self.original):
+            try:
+                outputs = program(sample)
+            except PlanishError as error:
+                problem = problem or error
+                continue
+            self.samples.append(sample)
+            self.expected.append(outputs)
+            if len(self.samples) == 2:  # two sets of sizes tell a dimension from a number
+                break
+        if not self.samples:
+            why = f": {_first_line(problem)}" if problem is not None else ""
+            self.verification.note = f"the original does not run on synthesized inputs, give --data{why}"
+            return None
+        self.sizes = bind_sizes(self.original, self.samples[0])
+        self.verification.source = "synthesized"
+        return program
+
+    # verifying
+
+    def _verified(self, pipeline: Pipeline, mode: Mode, engine: Backend) -> tuple[_Attempt, Executable | None]:
+        """Run ``pipeline``; if the result is wrong, run it again and take back what is at fault."""
+        attempt = self._attempt(pipeline, mode)
+        program = self._check(attempt, mode, engine)
+        if self.verification.verdict == "failed" and mode == "end":
+            self.progress("the result is wrong: looking for the rewrite at fault")
+            attempt = self._attempt(pipeline, "each")
+            program = self._check(attempt, "each", engine)
+        return attempt, program
+
+    def _check(self, attempt: _Attempt, mode: Mode, engine: Backend) -> Executable | None:
+        """Compile the result and compare it with the original; the outcome is in ``self.verification``."""
+        from planish.ir.verify import VerifyError, verify
+        from planish.passes.observers.verify import largest_difference, noise_floor
+
+        found = self.verification
+        found.mode, found.verdict, found.note = mode, "off", found.note if not self.samples else ""
+        if not self.samples and mode == "off":
+            return None
+        self.progress("comparing with the original")
+        try:
+            if mode != "off":
+                found.verdict = "structure"
+                verify(attempt.graph)
+            if not self.samples:
+                return None
+            program = engine.compile(attempt.graph)
+            outputs = [program(sample) for sample in self.samples]
+        except VerifyError as error:
+            found.verdict, found.note = "failed", f"the graph is malformed: {error.problems[0]}"
+            return None
+        except PlanishError as error:
+            found.verdict, found.note = "failed", f"the result does not run: {_first_line(error)}"
+            return None
+        if mode == "off":
+            return program
+        assert attempt.verify is not None
+        found.samples = len(self.samples)
+        found.difference, found.output = largest_difference(outputs, self.expected)
+        tolerance = attempt.verify.tolerance(attempt.ctx)
+        found.tolerance = None if tolerance is None else max(tolerance, noise_floor(self.original))
+        wrong = found.tolerance is not None and found.difference > found.tolerance
+        found.verdict = "failed" if wrong else "passed"
+        found.note = _non_finite(self.expected)
+        return program
+
+    # measuring
+
+    def _fastest(
+        self, attempt: _Attempt, report: Report, first: Executable, second: Executable, mode: Mode, engine: Backend
+    ) -> tuple[_Attempt, Report]:
+        """Measure; where the result is slower, try without one of the passes, and at worst keep the original."""
+        report.latency = self._measure(first, second)
+        if not report.latency.is_slower:
+            return attempt, report
+        slower = report.latency
+        why = f"{1 / slower.speedup:.2f}x the original's latency ({slower.after} instead of {slower.before})"
+        culprits = [r.name for r in report.passes if r.edits]
+        for name in reversed(list(dict.fromkeys(culprits)) if len(set(culprits)) > 1 else []):
+            pipeline = Pipeline([p for p in self.pipeline.passes if str(p) != name])
+            other, program = self._verified(pipeline, mode, engine)
+            if program is None or self.verification.verdict == "failed":
+                continue
+            latency = self._measure(first, program)
+            if not latency.is_slower:
+                report = self._report(other, report.before)
+                report.latency, report.fallback = latency, f"without {name}: with it, the model takes {why}"
+                return other, report
+        kept = _Attempt(_clone(self.original), attempt.ctx, attempt.verify)
+        self._check(kept, mode, engine)
+        for r in report.passes:
+            r.problem, r.edits = r.problem or "not used: slower", 0
+        report = self._report(kept, report.before)
+        report.latency, report.fallback = slower, f"to the original: the optimized model takes {why}"
+        return kept, report
+
+    def _measure(self, first: Executable, second: Executable) -> Comparison:
+        from planish.measure import measure_pair
+
+        self.progress("measuring")
+        sample = self.samples[0]
+        found = measure_pair(lambda: first(sample), lambda: second(sample))
+        return measure_pair(lambda: first(sample), lambda: second(sample), 8) if found.is_slower else found
+
+    # reporting
+
+    def _report(self, attempt: _Attempt, before: Size) -> Report:
+        from copy import copy
+
+        report = Report(str(self.pipeline), self.target, before, size_of(attempt.graph, self.sizes), attempt.ctx.results)
+        report.verification = copy(self.verification)
+        if not report.changed:
+            report.near_misses = _nearest(attempt.graph, self.pipeline)
+        return report
+
+
+def _clone(graph: Graph) -> Graph:
+    from planish.ir.clone import clone_graph
+
+    return clone_graph(graph)
+
+
+def _compile_original(model: Model, graph: Graph, engine: Backend) -> Executable:
+    """The model as the user has it: the very file if the backend reads it, or else the imported graph."""
+    if isinstance(model, str | Path) and str(model).endswith(".onnx"):
+        try:
+            return engine.load(model)
+        except PlanishError:
+            pass
+    return engine.compile(graph)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0][:300]
+
+
+def _non_finite(outputs: list[dict[str, Any]]) -> str:
+    import numpy as np
+
+    names = {n for o in outputs for n, v in o.items() if isinstance(v, np.ndarray) and v.dtype.kind == "f" and not np.isfinite(v).all()}
+    return f"the original computes NaN or infinity in {', '.join(sorted(names))}, and so does the result" if names else ""
+
+
+def _nearest(graph: Graph, pipeline: Pipeline) -> list[str]:
+    from planish.passes.observers.explain import grouped, near_misses, rules_of
+
+    misses = [m for m in near_misses(graph, rules_of(pipeline)) if m.is_close]
+    return [f"{miss} ({times} time{'s' if times > 1 else ''})" for miss, times in grouped(misses)[:_NEAREST]]

@@ -1,0 +1,406 @@
+"""Writes ``.onnx`` files: weights streamed beside the model, everything in place at once or nothing at all.
+
+Small models are one file. Otherwise the weights go to ``<name>.data``, aligned for mapping; ranges of other files are
+copied by the kernel, computed tensors are computed two at a time, and a few dozen megabytes are all that is ever held.
+All files are written under temporary names, flushed to disk, and renamed together; the model comes last, and an earlier
+one is out of the way before its weights are exchanged, so that nobody ever reads a model with the weights of another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Literal
+
+from ..ir.convert.proto import to_proto
+from ..ir.errors import PlanishError
+from ..ir.graph import Graph
+from ..ir.tensor import DataFile, FileTensor, Tensor, TensorError
+from ..ir.types import DType
+
+__all__ = ["save"]
+
+INLINE_LIMIT = 1 << 20  # bytes of weights that a model may hold without a second file
+_SMALL = 1 << 10  # bytes: smaller tensors stay in the model, where shape inference sees them
+_PAGE = 4096  # alignment of tensors of at least this size, for mapping; of smaller ones, a cache line
+_LINE = 64
+_MAX_MODEL = (1 << 31) - 1  # bytes, of protobuf
+_COPY = 32 << 20  # bytes per system call when copying
+_BUDGET = 64 << 20  # bytes of tensors being computed at a time, unless one alone is larger
+_FLUSH = 32 << 20  # bytes: larger files are flushed to disk while they are being written
+
+Place = tuple[str, int, int]  # location, offset, length
+
+
+def save(
+    graph: Graph,
+    path: str | os.PathLike[str],
+    *,
+    opset: int | None = None,
+    ir_version: int | None = None,
+    external: bool | Literal["auto"] = "auto",
+    weights: Literal["copy", "reference", "link"] = "copy",
+) -> None:
+    """Write ``graph`` as an ONNX file.
+
+    Args:
+        graph: a root graph.
+        path: the file; replaced if it exists. It may be the one that the graph was read from.
+        opset: the version of the standard operators to state; nothing is converted.
+        ir_version: the IR version to state.
+        external: keep the weights in a second file; ``"auto"``: if they are more than a megabyte.
+        weights: what to do with weights that lie in files already: copy them; ``"reference"`` them where they are,
+            which must be below the folder of ``path``; or ``"link"`` their files beside the model if most of their
+            content is in use (copied where the file system cannot). Tensors that are new are written in any case.
+
+    Raises:
+        PlanishError: it cannot be written. Nothing is left behind then, and earlier files are as they were.
+    """
+    path = Path(path)
+    try:
+        with _Files(path) as files:
+            plan = _Plan(graph, files, external, weights)
+            model = to_proto(graph, opset=opset, ir_version=ir_version, external=plan)
+            size = model.ByteSize()
+            if size > _MAX_MODEL:
+                raise PlanishError(f"{path}: {size / 1e9:.1f} GB in one file, but protobuf allows 2 GB: save it with external data")
+            if plan.jobs:
+                _write_data(files.create(plan.data_name), plan.jobs, plan.size)
+            with open(files.create(path.name), "wb", closefd=False) as file:
+                file.write(model.SerializeToString(deterministic=True))
+            files.commit()
+    except TensorError as error:
+        raise PlanishError(f"{path}: {error}") from error
+    except OSError as error:
+        raise PlanishError(f"{path}: {error.strerror or error}") from error
+
+
+class _Plan:
+    """Which tensor goes where: an `ExternalWriter`.
+
+    Attributes:
+        jobs: tensors to write to the data file, with their offsets.
+        size: of the data file.
+    """
+
+    def __init__(self, graph: Graph, files: _Files, external: bool | Literal["auto"], weights: str):
+        self.files = files
+        self.jobs: list[tuple[Tensor, int]] = []
+        self.size = 0
+        self.places: dict[Tensor, Place | None] = {}
+        self.data_name = ""
+        tensors = [t for t in _tensors(graph) if t.dtype is not DType.STRING]
+        if external is False or (external == "auto" and sum(t.nbytes for t in tensors) < INLINE_LIMIT):
+            return
+        if weights != "copy":
+            self._keep(tensors, weights)
+        taken = {place[0] for place in self.places.values() if place is not None} | {files.model.name}
+        self.data_name = _free_name(files.model.name, taken)
+        for t in sorted((t for t in tensors if t not in self.places), key=_source):
+            self._append(t)
+
+    def place(self, tensor: Tensor) -> Place | None:
+        """Where the data of ``tensor`` lie; None for in the model."""
+        return self.places.get(tensor)
+
+    def _append(self, t: Tensor) -> None:
+        length = t.nbytes
+        if length < _SMALL:
+            return
+        align = _PAGE if length >= _PAGE else _LINE
+        offset = -(-self.size // align) * align
+        self.places[t] = self.data_name, offset, length
+        self.jobs.append((t, offset))
+        self.size = offset + length
+
+    def _keep(self, tensors: Iterable[Tensor], weights: str) -> None:
+        """Leave the tensors that lie in files already where they are, or link those files."""
+        kept: dict[DataFile, list[FileTensor]] = {}
+        for t in tensors:
+            if isinstance(t, FileTensor) and t.file.is_current:
+                kept.setdefault(t.file, []).append(t)
+        taken = {self.files.model.name}
+        for file, inside in kept.items():
+            location = self._reference(file.path) if weights == "reference" else self._link(file, inside, taken)
+            if location is not None:
+                taken.add(location)
+                self.places.update({t: (location, t.offset, t.length) for t in inside})
+
+    def _reference(self, path: Path) -> str:
+        folder = self.files.folder.resolve()
+        path = path.resolve()
+        if not path.is_relative_to(folder):
+            raise PlanishError(f"{self.files.model}: weights of {path} are not below its folder: link or copy them")
+        if path == folder / self.files.model.name:
+            raise PlanishError(f"{self.files.model}: cannot refer to weights in the file being replaced: copy them")
+        return path.relative_to(folder).as_posix()
+
+    def _link(self, file: DataFile, tensors: list[FileTensor], taken: set[str]) -> str | None:
+        used = sum({(t.offset, t.length): t.length for t in tensors}.values())
+        if 2 * used < file.size:
+            return None
+        name = _free_name(self.files.model.name, taken)
+        return name if self.files.link(file.path, name) else None
+
+
+def _tensors(graph: Graph) -> Iterator[Tensor]:
+    """The tensors that become initializers, each once, in the order of first use."""
+    found = {v.const: None for v in graph.constants() if v.const is not None}
+    found.update({v.default: None for v in graph.inputs if v.default is not None})
+    found.update(dict.fromkeys(graph.info.get("initializers", {}).values()))
+    yield from found
+
+
+def _free_name(model: str, taken: set[str]) -> str:
+    name, n = f"{model}.data", 0
+    while name in taken:
+        n += 1
+        name = f"{model}.{n}.data"
+    return name
+
+
+def _source(t: Tensor) -> tuple[int, str, int]:
+    """Sorts tensors of the same file by their place in it, so that neighbours stay neighbours; others stay behind them."""
+    return (0, str(t.file.path), t.offset) if isinstance(t, FileTensor) else (1, "", 0)
+
+
+# streaming
+
+
+def _write_data(descriptor: int, jobs: list[tuple[Tensor, int]], size: int) -> None:
+    """Write tensors to their offsets in an empty file."""
+    _allocate(descriptor, size)
+    budget = _Budget(_BUDGET)
+    tasks: list[Callable[[], None]] = []
+    for run in _runs(jobs):
+        t, offset = run[0]
+        if isinstance(t, FileTensor):
+            length = run[-1][1] + run[-1][0].nbytes - offset
+            tasks.append(lambda t=t, offset=offset, length=length: _copy(t, descriptor, offset, length))  # type: ignore[misc]
+        else:
+            tasks.append(lambda t=t, offset=offset: _compute(t, descriptor, offset, budget))  # type: ignore[misc]
+    with _flushing(descriptor if size > _FLUSH else None), ThreadPoolExecutor(2) as pool:
+        futures = [pool.submit(task) for task in tasks]
+        done, waiting = wait(futures, return_when=FIRST_EXCEPTION)
+        for future in waiting:
+            future.cancel()
+        for future in done:
+            future.result()
+
+
+def _allocate(descriptor: int, size: int) -> None:
+    """Reserve the space at once: a full disk shows now, and the file is not scattered."""
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except AttributeError:
+        os.ftruncate(descriptor, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+        os.ftruncate(descriptor, size)
+
+
+def _runs(jobs: list[tuple[Tensor, int]]) -> Iterator[list[tuple[Tensor, int]]]:
+    """``jobs``, those together that are one range both in the file they come from and in the new one."""
+    run: list[tuple[Tensor, int]] = []
+    for t, offset in jobs:
+        if run:
+            last, at = run[-1]
+            if (
+                isinstance(t, FileTensor) and isinstance(last, FileTensor) and t.file is last.file
+                and t.offset == last.offset + last.length and offset == at + last.length
+            ):  # fmt: skip
+                run.append((t, offset))
+                continue
+            yield run
+        run = [(t, offset)]
+    if run:
+        yield run
+
+
+def _copy(t: FileTensor, target: int, offset: int, length: int) -> None:
+    """Copy ``length`` bytes from where ``t`` begins in its file to ``offset`` of ``target``, within the kernel if it can."""
+    with t.file.open() as source:
+        at, end = t.offset, t.offset + length
+        in_kernel = hasattr(os, "copy_file_range")
+        while at < end:
+            step = min(_COPY, end - at)
+            if in_kernel:
+                try:
+                    count = os.copy_file_range(source, target, step, at, offset)
+                except OSError as error:
+                    if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF):
+                        raise
+                    count = 0
+                if not count:  # not between these files
+                    in_kernel = False
+                    continue
+            else:
+                data = os.pread(source, min(step, 4 << 20), at)
+                if not data:
+                    raise TensorError(f"{t.file.path.name} became shorter")
+                count = _put(target, memoryview(data), offset)
+            at += count
+            offset += count
+
+
+def _put(target: int, data: memoryview, offset: int) -> int:
+    done = 0
+    while done < len(data):
+        done += os.pwrite(target, data[done : done + _COPY], offset + done)
+    return done
+
+
+def _compute(t: Tensor, target: int, offset: int, budget: _Budget) -> None:
+    """Compute ``t`` and write it at ``offset`` of ``target``."""
+    length = t.nbytes
+    with budget.of(length):
+        done = 0
+        for chunk in t.chunks():
+            done += _put(target, chunk, offset + done)
+        if done != length:
+            raise TensorError(f"tensor {t.name!r}: {done} bytes for {t.type}")
+
+
+class _Budget:
+    """Lets threads hold ``limit`` bytes together, or one thread as many as it needs."""
+
+    def __init__(self, limit: int):
+        self.limit = limit
+        self.held = 0
+        self.changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def of(self, count: int) -> Iterator[None]:
+        """Hold ``count`` bytes, once there is room for them."""
+        with self.changed:
+            self.changed.wait_for(lambda: not self.held or self.held + count <= self.limit)
+            self.held += count
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.held -= count
+                self.changed.notify_all()
+
+
+@contextlib.contextmanager
+def _flushing(descriptor: int | None) -> Iterator[None]:
+    """Flush a file to disk again and again while it is being written, so that little is left to flush in the end."""
+    if descriptor is None or not hasattr(os, "fdatasync"):
+        yield
+        return
+    stop = threading.Event()
+
+    def flush() -> None:
+        while not stop.wait(0.01):
+            with contextlib.suppress(OSError):  # the last flush reports
+                os.fdatasync(descriptor)
+
+    thread = threading.Thread(target=flush, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+# files that appear together
+
+
+class _Files:
+    """New files of one folder: written under temporary names, then renamed together. Leaving without `commit` removes
+    them.
+    """
+
+    def __init__(self, model: Path):
+        self.model = model
+        self.folder = model.parent
+        self.token = secrets.token_hex(4)
+        self.temporary: dict[str, Path] = {}  # by the name to be
+        self.descriptors: list[int] = []
+
+    def __enter__(self) -> _Files:
+        if self.model.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+        for path in self.temporary.values():
+            path.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        while self.descriptors:
+            os.close(self.descriptors.pop())
+
+    def _temporary(self, name: str) -> Path:
+        path = self.folder / f".{name}.{self.token}.tmp"
+        self.temporary[name] = path
+        return path
+
+    def create(self, name: str) -> int:
+        """A descriptor of a new file that `commit` will call ``name``."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+        descriptor = os.open(self._temporary(name), flags, 0o666)
+        self.descriptors.append(descriptor)
+        return descriptor
+
+    def link(self, source: Path, name: str) -> bool:
+        """Make ``name`` another link to ``source``; False where the file system cannot."""
+        target = self.folder / name
+        if target.exists() and target.samefile(source):
+            return True
+        try:
+            os.link(source, self._temporary(name))
+        except OSError:
+            del self.temporary[name]
+            return False
+        return True
+
+    def commit(self) -> None:
+        """Put all files in place, the model last."""
+        for descriptor in self.descriptors:
+            os.fsync(descriptor)
+        self._close()
+        for name in self.temporary:
+            replaced = DataFile.known((self.folder / name).resolve())
+            if replaced is not None:
+                replaced.pin()
+        data = [name for name in self.temporary if name != self.model.name]
+        undo: list[tuple[Path, Path]] = []  # renames to take back, oldest first
+        aside: list[Path] = []
+        try:
+            for name in (self.model.name, *data) if any((self.folder / n).exists() for n in data) else ():
+                old = self.folder / name
+                if old.exists():
+                    hidden = self.folder / f".{name}.{self.token}.old"
+                    old.rename(hidden)
+                    undo.append((hidden, old))
+                    aside.append(hidden)
+            for name in (*data, self.model.name):
+                self.temporary[name].replace(self.folder / name)
+                undo.append((self.folder / name, self.temporary[name]))
+        except BaseException:
+            for now, before in reversed(undo):
+                now.rename(before)
+            raise
+        self.temporary.clear()
+        for path in aside:
+            path.unlink(missing_ok=True)
+        self._sync_folder()
+
+    def _sync_folder(self) -> None:
+        with contextlib.suppress(OSError):  # not everywhere possible
+            descriptor = os.open(self.folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)

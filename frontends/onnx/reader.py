@@ -1,0 +1,235 @@
+"""Reads ``.onnx`` files and the files that hold their weights.
+
+A model file is untrusted. Everything it names must be a regular file inside its folder, every range must lie in that
+file and fit the declared shape, and whatever is wrong is one `ModelError`. Weights are mapped when somebody asks for
+them, never here.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import secrets
+import stat
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from google.protobuf.message import DecodeError
+from onnx import ModelProto, TensorProto
+
+from ...ir.convert.proto import from_proto
+from ...ir.convert.proto_types import dtype_of, static_shape
+from ...ir.errors import ModelError
+from ...ir.graph import Graph
+from ...ir.tensor import DataFile, FileTensor, Tensor, TensorError
+from .wire import Malformed, cut
+
+__all__ = ["ExternalData", "load", "parse"]
+
+_MAX_SIZE = (1 << 31) - 1  # what protobuf allows
+_MAPPED = 4 << 20  # bytes: larger files are mapped, and their large tensors stay there
+_MAX_TEXT = 64 << 20
+_MAX_TEXT_DEPTH = 200
+
+
+def load(path: str | os.PathLike[str], *, upgrade: bool = True, infer: bool = True, opaque_functions: bool = False) -> Graph:
+    """The graph of an ONNX file: binary, or ``.onnxtxt`` in ONNX's textual syntax.
+
+    Args:
+        path: the file. The files that hold its weights must be in the same folder or below.
+        upgrade: bring it to the canonical opset.
+        infer: type all nodes.
+        opaque_functions: keep calls of the model's functions as nodes instead of inlining them.
+
+    Raises:
+        ModelError: the file or what it refers to is missing, malformed, or something else than ONNX.
+    """
+    path = Path(path)
+    try:
+        model, files = parse(path)
+        return from_proto(
+            model,
+            resolve=files.tensor,
+            infer=infer,
+            upgrade=_upgrade if upgrade else None,
+            opaque_functions=opaque_functions,
+        )
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror or error}") from None
+
+
+def _upgrade(graph: Graph) -> None:
+    from .upgrade import upgrade
+
+    upgrade(graph)
+
+
+def parse(path: Path) -> tuple[ModelProto, ExternalData]:
+    """The model in ``path`` without the weights that are large or lie in other files, and where those are found.
+
+    Raises:
+        ModelError: it is not an ONNX file.
+        OSError: it cannot be read.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ModelError("a folder; an ONNX model is a file" if stat.S_ISDIR(status.st_mode) else "not a regular file")
+    if path.suffix in (".onnxtxt", ".onnxtext"):
+        return _parse_text(path, status.st_size), ExternalData(path)
+    if status.st_size > _MAX_SIZE:
+        raise ModelError(f"{status.st_size / 1e9:.1f} GB, but protobuf allows 2 GB: such a model must keep its weights in a second file")
+    inline = "" if status.st_size <= _MAPPED else secrets.token_hex(16)
+    with path.open("rb") as file:
+        if inline:
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
+                head = bytes(view[:64])
+                try:
+                    data = cut(view, inline)
+                except Malformed:
+                    raise ModelError(_looks_like(head)) from None
+        else:
+            data = file.read()
+            head = data[:64]
+    model = ModelProto()
+    try:
+        model.ParseFromString(data)
+    except DecodeError:
+        raise ModelError(_looks_like(head)) from None
+    if not model.HasField("graph") or not model.ir_version:
+        raise ModelError(_looks_like(head))
+    return model, ExternalData(path, inline)
+
+
+def _parse_text(path: Path, size: int) -> ModelProto:
+    import onnx.parser
+
+    if size > _MAX_TEXT:
+        raise ModelError(f"{size / 1e6:.0f} MB of text")
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError:
+        raise ModelError("not UTF-8 text") from None
+    depth = deepest = 0
+    for c in text:
+        depth += (c in "([{<") - (c in ")]}>")
+        deepest = max(deepest, depth)
+    if deepest > _MAX_TEXT_DEPTH:  # the parser is recursive
+        raise ModelError(f"brackets nested deeper than {_MAX_TEXT_DEPTH}")
+    try:
+        return onnx.parser.parse_model(text)
+    except onnx.parser.ParseError as error:
+        raise ModelError(" ".join(str(error).split())) from None
+
+
+_MAGIC = (
+    (b"PK\x03\x04", "a zip archive (a PyTorch .pt/.pt2, Keras .keras or .npz file?)"), (b"PK\x05\x06", "an empty zip archive"),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras .h5?)"), (b"\x1f\x8b", "a gzip archive"), (b"7z\xbc\xaf", "a 7z archive"),
+    (b"version https://git-lfs", "a Git LFS pointer: the model itself has not been downloaded (git lfs pull)"), (b"\x93NUMPY", "a numpy array"),
+    (b"<!DOCTYPE", "an HTML page: the download failed?"), (b"<html", "an HTML page: the download failed?"), (b"<?xml", "an XML file"),
+    (b"\x7fELF", "a program"), (b"MZ", "a Windows program"), (b"GGUF", "a GGUF file"), (b"\x89PNG", "a picture"), (b"ustar", "a tar archive"),
+)  # fmt: skip
+
+
+def _looks_like(head: bytes) -> str:
+    """What a file that begins with ``head`` is instead of an ONNX model."""
+    if not head:
+        return "an empty file"
+    for magic, what in _MAGIC:
+        if head.startswith(magic):
+            return f"not an ONNX model but {what}"
+    if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
+        return "not an ONNX model but a Python pickle (PyTorch .pt?), which planish never opens"
+    if head[4:8] == b"TFL3":
+        return "not an ONNX model but a TensorFlow Lite model"
+    if head[4:8] == b"ORTM":
+        return "not an ONNX model but one in ONNX Runtime's own format (.ort)"
+    if head[8:10] == b'{"' and head[2:8] == bytes(6):
+        return "not an ONNX model but a safetensors file"
+    if not head.strip(b"\0"):
+        return "not an ONNX model: it begins with zeros"
+    if all(32 <= c < 127 or c in b"\t\r\n" for c in head):
+        return "not an ONNX model but text" + (" (textual ONNX must be called .onnxtxt)" if b"ir_version" in head else "")
+    return "not an ONNX model, or a truncated one"
+
+
+class ExternalData:
+    """The files beside a model that hold its weights.
+
+    Args:
+        path: the model.
+        inline: the location that stands for the model's own file; random, so that no model can name it.
+    """
+
+    def __init__(self, path: Path, inline: str = ""):
+        self.path = path
+        self.inline = inline
+        self.roots: tuple[Path, ...] = ()
+        self.files: dict[str, DataFile] = {}  # by location
+        self.tensors: dict[tuple[str, int, int, tuple[int, ...]], Tensor] = {}
+
+    def tensor(self, proto: TensorProto) -> Tensor:
+        """The tensor whose data ``proto`` says are in a file; the same one for the same place.
+
+        Raises:
+            ModelError: there is no such file, it must not be read, or its bytes do not fit.
+        """
+        entries = {e.key: e.value for e in proto.external_data}
+        shape, dtype = static_shape(proto), dtype_of(proto.data_type)
+        location = entries.get("location", "")
+        offset = _number(entries, "offset", proto.name) or 0
+        key = (location, offset, dtype, shape)
+        found = self.tensors.get(key)
+        if found is not None:
+            return found
+        if not dtype.bits:
+            raise ModelError(f"tensor {proto.name!r}: {dtype.text} data cannot lie in another file")
+        file = self.files.get(location)
+        if file is None:
+            file = self.files[location] = self._open(location)
+        try:
+            t = FileTensor(file, offset, dtype, shape, proto.name)
+        except TensorError as error:
+            raise ModelError(str(error)) from None
+        length = _number(entries, "length", proto.name)
+        if length is None:
+            length = file.size - offset
+        if t.length != length:
+            raise ModelError(f"tensor {proto.name!r} is {t.type}, {t.length} bytes, but has {length} in {file.path.name}")
+        self.tensors[key] = t
+        return t
+
+    def _open(self, location: str) -> DataFile:
+        """The file at ``location``, if it may be read."""
+        if self.inline and location == self.inline:
+            return DataFile.at(self.path.resolve())
+        if not location or "\0" in location:
+            raise ModelError(f"a tensor has its data in a file called {location!r}")
+        for flavour in (PurePosixPath(location), PureWindowsPath(location)):
+            if flavour.anchor or ".." in flavour.parts:
+                raise ModelError(f"external data {location!r} leads out of the model's folder")
+        if not self.roots:
+            # the model itself may be a link, as in the cache of Hugging Face: then its weights may lie beside its target
+            self.roots = (self.path.parent.resolve(), self.path.resolve().parent)
+        try:
+            path = (self.path.parent / location).resolve(strict=True)
+            status = path.stat()
+        except (OSError, RuntimeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "links in a circle"
+            raise ModelError(f"external data {location!r}: {reason}") from None
+        if not any(path.is_relative_to(root) for root in self.roots):
+            raise ModelError(f"external data {location!r} is a link that leads out of the model's folder")
+        if not stat.S_ISREG(status.st_mode):
+            raise ModelError(f"external data {location!r} is not a regular file")
+        return DataFile.at(path)
+
+
+def _number(entries: dict[str, str], key: str, name: str) -> int | None:
+    text = entries.get(key)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 19):
+        raise ModelError(f"tensor {name!r}: external data with {key} {text[:40]!r}")
+    return int(text)
+
+

@@ -1,0 +1,107 @@
+"""Large raw data of a serialized model, found without parsing it.
+
+A model of hundreds of megabytes is mostly the ``raw_data`` of its initializers. `cut` walks the protobuf wire format
+over the mapped file, skipping what it does not need, and returns the model without them, small enough to parse: each is
+replaced by a reference to its place in the file, which looks like external data. So a large model is never in memory.
+"""
+
+from __future__ import annotations
+
+__all__ = ["cut"]
+
+_LARGE = 1 << 16  # bytes: smaller fields stay
+
+# the fields through which large raw data are reached, by message: number -> message of the field
+_MODEL = {7: "graph"}
+_GRAPH = {1: "node", 5: "tensor"}
+_NODE = {5: "attribute"}
+_ATTRIBUTE = {5: "tensor", 6: "graph", 10: "tensor", 11: "graph"}
+_MESSAGES = {"model": _MODEL, "graph": _GRAPH, "node": _NODE, "attribute": _ATTRIBUTE, "tensor": {9: "raw"}}
+
+
+class Malformed(ValueError):
+    """The bytes are no protobuf message."""
+
+
+def cut(data: memoryview, location: str) -> bytes:
+    """The serialized model ``data`` with large raw data replaced by references to ``location``.
+
+    Raises:
+        Malformed: they are no protobuf message.
+    """
+    pieces: list[bytes | memoryview] = []
+    _message(data, 0, len(data), "model", location.encode(), pieces, 0)
+    return b"".join(pieces)
+
+
+def _varint(data: memoryview, at: int, end: int) -> tuple[int, int]:
+    value = shift = 0
+    while at < end and shift < 70:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+    raise Malformed
+
+
+def _encoded(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _skip(data: memoryview, at: int, end: int, wire_type: int) -> int:
+    if wire_type == 0:
+        return _varint(data, at, end)[1]
+    if wire_type == 1:
+        return at + 8
+    if wire_type == 5:
+        return at + 4
+    raise Malformed  # groups do not occur
+
+
+def _message(data: memoryview, at: int, end: int, kind: str, location: bytes, pieces: list[bytes | memoryview], depth: int) -> None:
+    """Append the message in ``data[at:end]`` to ``pieces``, without its large raw data."""
+    if depth > 100:
+        raise Malformed
+    fields = _MESSAGES[kind]
+    kept = at  # start of what is not in pieces yet
+    while at < end:
+        start = at
+        tag, at = _varint(data, at, end)
+        if tag & 7 != 2:
+            at = _skip(data, at, end, tag & 7)
+            continue
+        length, body = _varint(data, at, end)
+        at = body + length
+        if at > end:
+            raise Malformed
+        field = fields.get(tag >> 3)
+        if length < _LARGE or field is None:
+            continue
+        pieces.append(data[kept:start])
+        kept = at
+        if field == "raw":
+            pieces.append(_reference(location, body, length))
+        else:
+            inner: list[bytes | memoryview] = []
+            _message(data, body, at, field, location, inner, depth + 1)
+            pieces += [_encoded(tag), _encoded(sum(map(len, inner))), *inner]
+    if at != end:
+        raise Malformed
+    pieces.append(data[kept:end])
+
+
+def _reference(location: bytes, offset: int, length: int) -> bytes:
+    """Fields of a TensorProto that say where its data are: external_data (13) and data_location (14)."""
+    entries = ((b"location", location), (b"offset", b"%d" % offset), (b"length", b"%d" % length))
+    out = b""
+    for key, value in entries:
+        entry = b"\x0a" + _encoded(len(key)) + key + b"\x12" + _encoded(len(value)) + value
+        out += b"\x6a" + _encoded(len(entry)) + entry
+    return out + b"\x70\x01"

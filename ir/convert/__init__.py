@@ -1,0 +1,1 @@
+"""Conversion of graphs from and to the representations of other libraries."""

@@ -1,0 +1,554 @@
+"""``onnx.ModelProto`` -> `Graph`.
+
+The nodes are read in the order of the file; only where that is not a topological one, everything is read again with each
+graph sorted first. Calls of the model's own functions are replaced by the functions' bodies on the way. Every error in a
+model is a `ModelError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import onnx
+from onnx import (
+    AttributeProto,
+    FunctionProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    SparseTensorProto,
+    TensorProto,
+    ValueInfoProto,
+)
+
+from ..edit import insert
+from ..errors import ModelError
+from ..graph import Empty, Graph, GraphOutput, Node, Value, constant
+from ..infer import infer
+from ..tensor import Tensor, TensorError, tensor
+from ..types import DType, TensorType
+from .proto_check import Signature, kind_name, shown, signature
+from .proto_order import Missing, sorted_nodes
+from .proto_types import (
+    PRIVATE,
+    Resolver,
+    SparseTensor,
+    denotation_of,
+    metadata_of,
+    tensor_from_proto,
+    text_of,
+    type_from_proto,
+)
+
+__all__ = ["from_proto"]
+
+MAX_DEPTH = 64  # of nested graphs and function calls; protobuf's own limit leaves room for 32 nested graphs in a file
+MAX_INLINED = 5_000_000  # nodes that function calls may expand to
+
+FunctionKey = tuple[str, str, str]  # domain, name, overload
+Upgrade = Callable[[Graph], None]
+
+
+def from_proto(
+    model: ModelProto,
+    *,
+    resolve: Resolver | None = None,
+    infer: bool = True,
+    upgrade: Upgrade | None = None,
+    opaque_functions: bool = False,
+) -> Graph:
+    """The graph of ``model``, which is neither changed nor kept.
+
+    What a graph has no place for is kept in ``graph.info``: ``ir_version``, ``producer_name``, ``producer_version``,
+    ``domain``, ``model_version``, ``doc_string``, ``metadata_props`` (a dictionary), and, serialized, ``training_info``,
+    ``configuration``, ``functions`` (the opaque ones) and ``quantization_annotation``; ``initializers`` are the unused
+    ones that training or annotations name. Of initializers that nothing uses, no others are kept.
+
+    Args:
+        model: the model.
+        resolve: finds the tensors whose data are not in the model.
+        infer: type all nodes, in order.
+        upgrade: called with the graph before its types are inferred.
+        opaque_functions: keep calls of the model's functions as nodes instead of inlining them.
+
+    Raises:
+        ModelError: the model is malformed.
+    """
+    try:
+        try:
+            graph = _Importer(model, resolve, opaque_functions, sort=False).run()
+        except Missing:  # used before its definition, or never defined
+            graph = _Importer(model, resolve, opaque_functions, sort=True).run()
+        if upgrade is not None:
+            upgrade(graph)
+        if infer:
+            _infer(graph, model.graph)
+    except Missing as error:
+        raise ModelError(f"{error}, which nothing defines") from None
+    except UnicodeDecodeError:
+        raise ModelError("a name in it is not UTF-8") from None
+    except RecursionError:
+        raise ModelError("it is nested too deeply") from None
+    except TensorError as error:
+        raise ModelError(str(error)) from None
+    return graph
+
+
+def _infer(graph: Graph, proto: GraphProto) -> None:
+    """Type the nodes; where inference has nothing to say, believe what the model states."""
+    stated: dict[str, ValueInfoProto] | None = None
+    for node in graph.nodes:
+        infer(node, strict=False)
+        for result in node.results:
+            type_ = result.type
+            if isinstance(type_, TensorType) and (type_.shape is None or not type_.dtype) and result.name:
+                if stated is None:
+                    stated = {v.name: v for v in (*proto.value_info, *proto.output)}
+                if result.name in stated:
+                    _state(result, stated[result.name])
+
+
+def _state(value: Value, info: ValueInfoProto) -> None:
+    from ..types import compatible, merge
+
+    type_ = type_from_proto(info.type)
+    if compatible(value.type, type_):
+        value.type = merge(value.type, type_)
+
+
+class _Scope:
+    """The values by name that nodes can use: their own graph's, then those of the graphs around it.
+
+    ``attributes`` are those of the call, within the body of a function. An argument that the call leaves out is None.
+    """
+
+    __slots__ = ("attributes", "names", "outer", "stated")
+
+    def __init__(self, outer: _Scope | None = None, attributes: dict[str, Any] | None = None):
+        self.outer = outer
+        self.names: dict[str, Value | None] = {}
+        self.attributes = outer.attributes if attributes is None and outer is not None else attributes
+        self.stated: dict[str, ValueInfoProto] | None = None
+
+    def find(self, name: str) -> Value | None:
+        """The value called ``name``; None for "" and for arguments left out.
+
+        Raises:
+            Missing: there is none yet.
+        """
+        if not name:
+            return None
+        scope: _Scope | None = self
+        while scope is not None:
+            if name in scope.names:
+                return scope.names[name]
+            scope = scope.outer
+        raise Missing(name)
+
+    def define(self, name: str, value: Value | None) -> None:
+        """Call ``value`` so.
+
+        Raises:
+            ModelError: the name is taken in this graph.
+        """
+        if name in self.names:
+            raise ModelError(f"two values are called {shown(name)}")
+        self.names[name] = value
+
+
+class _Importer:
+    """One reading of a model.
+
+    Args:
+        model: the model.
+        resolve: finds tensors outside.
+        opaque_functions: whether to keep function calls.
+        sort: sort the nodes of every graph first.
+    """
+
+    def __init__(self, model: ModelProto, resolve: Resolver | None, opaque_functions: bool, *, sort: bool):
+        self.model = model
+        self.resolve = resolve
+        self.sort = sort
+        self.opsets = _opsets(model.opset_import)
+        self.functions: dict[FunctionKey, FunctionProto] = {}
+        self.calls: list[FunctionKey] = []  # the functions whose bodies are being read, outermost first
+        self.depth = 0
+        self.inlined = 0
+        if len(model.functions) and not opaque_functions:
+            self._take_functions(model)
+
+    def _take_functions(self, model: ModelProto) -> None:
+        for function in model.functions:
+            key = (function.domain, function.name, function.overload)
+            if key in self.functions:
+                raise ModelError(f"function {shown(function.name)} is defined twice")
+            self.functions[key] = function
+            for domain, version in _opsets(function.opset_import).items():
+                stated = self.opsets.setdefault(domain, version)
+                if stated != version and not _same_operators(function, domain, stated, version):
+                    raise ModelError(f"function {shown(function.name)} uses opset {version} of {domain or 'ai.onnx'}, the model {stated}")
+
+    def run(self) -> Graph:
+        """The graph of the model."""
+        model = self.model
+        version = model.ir_version
+        if not model.HasField("graph"):
+            raise ModelError("it holds no graph")
+        if not 1 <= version <= onnx.IR_VERSION:
+            raise ModelError(f"IR version {version}: the installed onnx reads 1 to {onnx.IR_VERSION}")
+        graph = self.graph(model.graph, None)
+        graph.opsets = self.opsets
+        info = graph.info
+        info["ir_version"] = version
+        for field in ("producer_name", "producer_version", "domain", "model_version", "doc_string"):
+            if model.HasField(field):
+                info[field] = getattr(model, field)
+        info["metadata_props"] = metadata_of(model.metadata_props)
+        for field in ("training_info", "configuration"):
+            if entries := getattr(model, field):
+                info[field] = tuple(entry.SerializeToString(deterministic=True) for entry in entries)
+        if not self.functions and len(model.functions):
+            info["functions"] = tuple(f.SerializeToString(deterministic=True) for f in model.functions)
+        if model.training_info or model.graph.quantization_annotation:
+            self._keep_unused(graph)
+        return graph
+
+    def _keep_unused(self, graph: Graph) -> None:
+        proto = self.model.graph
+        if proto.quantization_annotation:
+            graph.info["quantization_annotation"] = tuple(
+                a.SerializeToString(deterministic=True) for a in proto.quantization_annotation
+            )
+        used = {v.name for v in graph.constants()} | {v.name for v in graph.inputs}
+        unused = {t.name: tensor_from_proto(t, self.resolve) for t in proto.initializer if t.name not in used}
+        if unused:
+            graph.info["initializers"] = unused
+
+    # graphs
+
+    def graph(self, proto: GraphProto, outer: _Scope | None) -> Graph:
+        """A graph, with the nested ones in it."""
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise ModelError(f"graphs nested deeper than {MAX_DEPTH}")
+        scope = _Scope(outer)
+        graph = Graph(proto.name)
+        graph.doc = proto.doc_string
+        if proto.metadata_props:
+            graph.metadata = metadata_of(proto.metadata_props)
+        defaults = self.initializers(proto, scope)
+        self.inputs(proto.input, graph, scope, defaults)
+        for name, value in defaults.items():
+            scope.define(name, value)
+        for sparse in proto.sparse_initializer:
+            self.sparse_initializer(sparse, graph, scope)
+        stated = [v for v in proto.value_info if v.metadata_props or v.doc_string]
+        self.nodes(self.ordered(proto.node), graph, scope, proto)
+        self.outputs(proto.output, graph, scope)
+        for info in stated:
+            value = scope.names.get(info.name)
+            if value is not None:
+                value.metadata = {**(value.metadata or {}), **_metadata(info)}
+        self.depth -= 1
+        return graph
+
+    def ordered(self, nodes: Iterable[NodeProto]) -> Iterable[NodeProto]:
+        """The nodes, in topological order if asked for."""
+        return sorted_nodes(nodes) if self.sort else nodes
+
+    def initializers(self, proto: GraphProto, scope: _Scope) -> dict[str, Value]:
+        """The initializers of a graph by name."""
+        found: dict[str, Value] = {}
+        for entry in proto.initializer:
+            t = tensor_from_proto(entry, self.resolve)
+            name = entry.name
+            if name in found or not name:
+                raise ModelError(f"two initializers are called {shown(name)}" if name else "an initializer has no name")
+            found[name] = value = Value(t.type, name, const=t)
+            if entry.metadata_props or entry.doc_string:
+                value.metadata = _metadata(entry)
+        return found
+
+    def inputs(self, protos: Iterable[ValueInfoProto], graph: Graph, scope: _Scope, defaults: dict[str, Value]) -> None:
+        """The inputs; an initializer of the same name is taken out of ``defaults`` and becomes the default.
+
+        Before IR version 4 every initializer had to be listed among the inputs, which made none of them one.
+        """
+        constants = self.model.ir_version < 4
+        for info in protos:
+            name = info.name
+            if not name:
+                raise ModelError("a graph input has no name")
+            if name in defaults and constants:
+                continue
+            value = graph.add_input(type_from_proto(info.type), name)
+            if name in defaults:
+                value.default = defaults.pop(name).const
+            value.metadata = _metadata(info) or None
+            scope.define(name, value)
+
+    def outputs(self, protos: Iterable[ValueInfoProto], graph: Graph, scope: _Scope) -> None:
+        """The outputs and their declared types."""
+        values: list[Value] = []
+        declared: list[GraphOutput] = []
+        seen: set[str] = set()
+        for info in protos:
+            name = info.name
+            if name in seen or not name:
+                raise ModelError(f"two graph outputs are called {shown(name)}" if name else "a graph output has no name")
+            seen.add(name)
+            try:
+                value = scope.find(name)
+            except Missing:
+                raise ModelError(f"graph output {shown(name)} is not defined") from None
+            if value is None:
+                raise ModelError(f"graph output {shown(name)} is an argument that the call leaves out")
+            values.append(value)
+            metadata = _metadata(info)
+            doc = metadata.pop(PRIVATE + "doc", "")
+            declared.append(GraphOutput(name, type_from_proto(info.type), doc, metadata or None))
+        graph.set_outputs(values, declared)
+
+    def sparse_initializer(self, proto: SparseTensorProto, graph: Graph, scope: _Scope) -> None:
+        """A sparse initializer becomes a Constant node, since tensors are dense."""
+        name = proto.values.name
+        node = Node("Constant", (), {"sparse_value": self.sparse(proto)})
+        insert(node, graph.ret)
+        node.result.name = name
+        scope.define(name, node.result)
+
+    def sparse(self, proto: SparseTensorProto) -> SparseTensor:
+        """A sparse tensor, with its data inside."""
+        copy = SparseTensorProto()
+        copy.CopyFrom(proto)
+        for part in (copy.values, copy.indices):
+            t = tensor_from_proto(part, self.resolve)
+            if part.data_location == TensorProto.EXTERNAL:
+                part.ClearField("data_location")
+                part.ClearField("external_data")
+                part.raw_data = b"".join(t.chunks())
+        return SparseTensor(copy.SerializeToString(deterministic=True))
+
+    # nodes
+
+    def nodes(self, protos: Iterable[NodeProto], graph: Graph, scope: _Scope, home: GraphProto | None) -> None:
+        """Append nodes to ``graph``; ``home`` is what states the types of their results."""
+        for proto in protos:
+            try:
+                self.node(proto, graph, scope, home)
+            except ModelError as error:
+                raise ModelError(f"{_label(proto)}: {error}") from None
+
+    def node(self, proto: NodeProto, graph: Graph, scope: _Scope, home: GraphProto | None) -> None:
+        """Append a node to ``graph``, or the body of the function that it calls; a Constant becomes a value only."""
+        op, domain = proto.op_type, proto.domain
+        if domain == "ai.onnx":
+            domain = ""
+        names = scope.names
+        operands: list[Value | None] = []
+        for name in proto.input:
+            value = names.get(name)
+            operands.append(scope.find(name) if value is None else value)
+        outputs = list(proto.output)
+        if self.functions and (key := (domain, op, proto.overload)) in self.functions:
+            self.call(key, operands, self.attributes(proto.attribute, scope, None), outputs, graph, scope)
+            return
+        form = self.signature(op, domain)
+        attrs = self.attributes(proto.attribute, scope, form) if proto.attribute else {}
+        while operands and operands[-1] is None:
+            operands.pop()
+        while len(outputs) > 1 and not outputs[-1]:
+            outputs.pop()
+        if form is not None:
+            form.check(operands, attrs, len(outputs))
+        if op == "Constant" and not domain and "sparse_value" not in attrs:
+            scope.define(outputs[0], _constant(attrs, outputs[0]))
+            return
+        node = Node(f"{domain}.{op}" if domain else op, operands, attrs, len(outputs) or 1, name=proto.name, doc=proto.doc_string)
+        insert(node, graph.ret)
+        for name, value in zip(outputs, node.results, strict=False):
+            if name:
+                value.name = name
+                scope.define(name, value)
+        self.extras(proto, node)
+        if domain and home is not None:
+            self.stated(node, scope, home)
+
+    def signature(self, op: str, domain: str) -> Signature | None:
+        """What operator ``op`` of ``domain`` asks for in the version that the model imports, if that is known."""
+        version = self.opsets.get(domain)
+        if version is None:
+            raise ModelError(f"no opset import for domain {shown(domain or 'ai.onnx')}")
+        if not op or "." in op:
+            raise ModelError("bad operator name")
+        return signature(op, domain, version)
+
+    def extras(self, proto: NodeProto, node: Node) -> None:
+        """The rarer fields of a node."""
+        if proto.metadata_props:
+            node.metadata = metadata_of(proto.metadata_props) or None
+        if overload := proto.overload:
+            node.overload = overload
+        if proto.device_configurations:
+            kept = NodeProto(device_configurations=proto.device_configurations).SerializeToString(deterministic=True)
+            node.metadata = {**(node.metadata or {}), PRIVATE + "devices": kept.hex()}
+
+    def stated(self, node: Node, scope: _Scope, home: GraphProto) -> None:
+        """Believe the types that the model states for the results of a node that inference does not know."""
+        if scope.stated is None:
+            scope.stated = {v.name: v for v in (*home.value_info, *home.output)}
+        for result in node.results:
+            if result.name in scope.stated:
+                result.type = type_from_proto(scope.stated[result.name].type)
+
+    def call(
+        self, key: FunctionKey, operands: list[Value | None], attrs: dict[str, Any], outputs: list[str], graph: Graph, scope: _Scope
+    ) -> None:
+        """Append the body of a function to ``graph`` in place of a call."""
+        function = self.functions[key]
+        if key in self.calls:
+            raise ModelError(f"function {shown(function.name)} calls itself")
+        self.inlined += len(function.node)
+        self.depth += 1
+        if self.depth > MAX_DEPTH or self.inlined > MAX_INLINED:
+            raise ModelError(f"function calls nested deeper than {MAX_DEPTH}, or expanding to more than {MAX_INLINED:,} nodes")
+        defaults = self.attributes(function.attribute_proto, scope, None)
+        inner = _Scope(None, {**defaults, **attrs})
+        if len(operands) > len(function.input) or len(outputs) > len(function.output):
+            raise ModelError(f"function {shown(function.name)} takes {len(function.input)} inputs and has {len(function.output)} outputs")
+        for i, name in enumerate(function.input):
+            inner.define(name, operands[i] if i < len(operands) else None)
+        self.calls.append(key)
+        self.nodes(self.ordered(function.node), graph, inner, None)
+        self.calls.pop()
+        self.depth -= 1
+        for formal, actual in zip(function.output, outputs, strict=False):
+            if actual:
+                value = inner.find(formal)
+                if value is None:
+                    raise ModelError(f"function {shown(function.name)} returns an argument that the call leaves out")
+                scope.define(actual, value)
+                if value.producer is not None and formal not in function.input:
+                    value.name = actual
+
+    # attributes
+
+    def attributes(self, protos: Iterable[AttributeProto], scope: _Scope, form: Signature | None) -> dict[str, Any]:
+        """Attributes by name, of the types that ``form`` asks for."""
+        attrs: dict[str, Any] = {}
+        for proto in protos:
+            name = proto.name
+            if name in attrs or not name:
+                raise ModelError(f"two attributes are called {shown(name)}" if name else "an attribute has no name")
+            kind = proto.type
+            if form is not None and form.attributes.get(name, kind) != kind:
+                raise ModelError(f"attribute {shown(name)} is {kind_name(kind)} instead of {kind_name(form.attributes[name])}")
+            if reference := proto.ref_attr_name:
+                if scope.attributes is None:
+                    raise ModelError(f"attribute {shown(name)} refers to an attribute of a function, but is in none")
+                if reference in scope.attributes:
+                    attrs[name] = scope.attributes[reference]
+                continue
+            read = _READERS.get(kind)
+            if read is not None:
+                attrs[name] = read(proto)
+            else:
+                attrs[name] = self.attribute(proto, kind, scope)
+        return attrs
+
+    def attribute(self, proto: AttributeProto, kind: int, scope: _Scope) -> Any:
+        """The value of an attribute of a kind that is no plain number or string, or a list."""
+        if kind == AttributeProto.TENSOR:
+            return tensor_from_proto(proto.t, self.resolve)
+        if kind == AttributeProto.GRAPH:
+            return self.graph(proto.g, scope)
+        if kind == AttributeProto.SPARSE_TENSOR:
+            return self.sparse(proto.sparse_tensor)
+        if kind == AttributeProto.TYPE_PROTO:
+            return type_from_proto(proto.tp)
+        entries: tuple[Any, ...]
+        match kind:
+            case AttributeProto.STRINGS:
+                entries = tuple(text_of(s) for s in proto.strings)
+            case AttributeProto.TENSORS:
+                entries = tuple(tensor_from_proto(t, self.resolve) for t in proto.tensors)
+            case AttributeProto.GRAPHS:
+                entries = tuple(self.graph(g, scope) for g in proto.graphs)
+            case AttributeProto.SPARSE_TENSORS:
+                entries = tuple(self.sparse(s) for s in proto.sparse_tensors)
+            case AttributeProto.TYPE_PROTOS:
+                entries = tuple(type_from_proto(t) for t in proto.type_protos)
+            case _:
+                raise ModelError(f"attribute {shown(proto.name)} has no type")
+        return entries or Empty(kind)
+
+
+_READERS: dict[int, Callable[[AttributeProto], Any]] = {
+    AttributeProto.INT: lambda a: a.i,
+    AttributeProto.FLOAT: lambda a: a.f,
+    AttributeProto.STRING: lambda a: text_of(a.s),
+    AttributeProto.INTS: lambda a: tuple(a.ints) or Empty(AttributeProto.INTS),
+    AttributeProto.FLOATS: lambda a: tuple(a.floats) or Empty(AttributeProto.FLOATS),
+}
+
+# how a Constant node states its value, and the element type that makes
+_CONSTANTS = {
+    "value_float": DType.FLOAT, "value_floats": DType.FLOAT, "value_int": DType.INT64, "value_ints": DType.INT64,
+    "value_string": DType.STRING, "value_strings": DType.STRING,
+}  # fmt: skip
+
+
+def _constant(attrs: dict[str, Any], name: str) -> Value:
+    """The value of a Constant node."""
+    if len(attrs) != 1 or not name:
+        raise ModelError("a Constant takes exactly one value and gives one result")
+    (key, value), = attrs.items()
+    if key == "value" and isinstance(value, Tensor):
+        return constant(value, name=name)
+    dtype = _CONSTANTS.get(key)
+    if dtype is None or isinstance(value, tuple) != key.endswith("s"):
+        raise ModelError(f"a Constant has no attribute {shown(key)} of this type")
+    try:
+        return constant(tensor(value, dtype, name))
+    except (TypeError, ValueError):
+        raise ModelError(f"attribute {shown(key)} does not hold {dtype.text}") from None
+
+
+def _metadata(proto: ValueInfoProto | TensorProto) -> dict[str, str]:
+    """Metadata properties, doc string and denotations of a value."""
+    found = metadata_of(proto.metadata_props)
+    if doc := proto.doc_string:
+        found[PRIVATE + "doc"] = doc
+    if isinstance(proto, ValueInfoProto) and (denotation := denotation_of(proto.type)):
+        found[PRIVATE + "denotation"] = denotation
+    return found
+
+
+def _label(proto: NodeProto) -> str:
+    op = proto.op_type if proto.op_type.isidentifier() and len(proto.op_type) <= 100 else shown(proto.op_type)
+    return f"node {shown(proto.name)} ({op})" if proto.name else f"a {op} node"
+
+
+def _opsets(imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for entry in imports:
+        domain, version = entry.domain, entry.version
+        if domain == "ai.onnx":
+            domain = ""
+        if version < 1 or found.setdefault(domain, version) != version:
+            raise ModelError(f"opset {version} of domain {shown(domain or 'ai.onnx')}" + (" contradicts another import" if version >= 1 else ""))
+    return found
+
+
+def _same_operators(function: FunctionProto, domain: str, a: int, b: int) -> bool:
+    """Whether the operators that ``function`` uses are the same in versions ``a`` and ``b`` of ``domain``."""
+    for node in function.node:
+        if node.domain in (domain, "ai.onnx" if not domain else domain):
+            try:
+                if len({onnx.defs.get_schema(node.op_type, v, domain).since_version for v in (a, b)}) > 1:
+                    return False
+            except onnx.defs.SchemaError:
+                return False
+    return True

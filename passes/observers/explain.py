@@ -1,0 +1,126 @@
+"""Explain: what fired where, and what nearly did."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from ...ir import Graph, Node
+from ..base import Context, Observer, Pass
+from ..pattern import Either, Operation, Pattern
+from ..pipeline import Fixpoint, Pipeline
+from ..rewrite import explain_rules
+from ..rules import PatternRule, Replacement, Rule
+
+__all__ = ["Explain", "NearMiss", "Site", "near_misses", "rules_of"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a rule fired: its root nodes, described, and where these come from."""
+
+    rule: str
+    nodes: str
+    origin: str
+
+
+@dataclass(frozen=True)
+class NearMiss:
+    """Where a rule nearly fired.
+
+    Attributes:
+        rule: its name.
+        anchor: the node at which it was tried.
+        reached: the number of nodes that its furthest attempt matched.
+        size: the number of nodes of its (smallest) pattern; 1 for rules without a pattern.
+        reason: the requirement that did not hold.
+        node: the node at which the attempt ended, or None.
+    """
+
+    rule: str
+    anchor: Node
+    reached: int
+    size: int
+    reason: str
+    node: Node | None
+
+    @property
+    def is_close(self) -> bool:
+        """Whether the whole pattern, or at least two of its nodes, matched: the rest is noise for most readers."""
+        return self.reached >= min(self.size, 2) and not self.reason.startswith("not the constant")
+
+
+class Explain(Observer):
+    """Records every rewrite; `sites` and `near_misses` tell the story afterwards."""
+
+    judges = False
+
+    def __init__(self) -> None:
+        self._sites: dict[int, dict[str, list[Site]]] = defaultdict(lambda: defaultdict(list))
+
+    def before_rewrite(self, replacement: Replacement, ctx: Context) -> bool:
+        roots = replacement.roots
+        site = Site(replacement.rule.name, ", ".join(describe(r) for r in roots), str(roots[0].origin))
+        self._sites[len(ctx.results)][site.rule].append(site)
+        return True
+
+    def sites(self, ctx: Context) -> list[Site]:
+        """Where rules fired, without what was taken back."""
+        found = []
+        for number, result in enumerate(ctx.results, 1):
+            for rule, sites in self._sites[number].items():
+                count = result.fired[rule]
+                found += sites[-count:] if count else []  # a pass that was repeated has recorded its first try, too
+        return found
+
+
+def describe(node: Node) -> str:
+    """``Add 'name'``: how messages call a node."""
+    return f"{node.op} {node.name!r}" if node.name else f"{node.op} %{node.result.name}" if node.results else node.op
+
+
+def rules_of(p: Pass) -> list[Rule]:
+    """The rules of a pass or of all passes of a pipeline, each once."""
+    found: dict[Rule, None] = {}
+    for single in _flatten(p):
+        for rule in getattr(single, "rules", ()):
+            found[rule] = None
+    return list(found)
+
+
+def _flatten(p: Pass) -> Iterator[Pass]:
+    if isinstance(p, Pipeline | Fixpoint):
+        for inner in p.passes:
+            yield from _flatten(inner)
+    else:
+        yield p
+
+
+def near_misses(graph: Graph, rules: Iterable[Rule]) -> list[NearMiss]:
+    """Where ``rules`` nearly match ``graph`` as it is now, closest first."""
+    found = []
+    for rule, anchor, (reached, reason, node) in explain_rules(graph, rules):
+        size = min((_size(root) for root in rule.roots), default=1) if isinstance(rule, PatternRule) else 1
+        found.append(NearMiss(rule.name, anchor, reached, size, reason, node))
+    return sorted(found, key=lambda miss: -miss.reached / max(miss.size, miss.reached))
+
+
+def _size(pattern: Pattern | None) -> int:
+    """The number of nodes of the smallest alternative."""
+    if isinstance(pattern, Operation):
+        return 1 + sum(_size(o) for o in pattern.operands)
+    if isinstance(pattern, Either):
+        return min(_size(case) for case in pattern.cases.values())
+    return 0
+
+
+def grouped(misses: Iterable[NearMiss]) -> list[tuple[NearMiss, int]]:
+    """The misses that differ in rule, reason or distance, each with how often it occurs."""
+    counts: Counter[tuple[str, str, int]] = Counter()
+    first: dict[tuple[str, str, int], NearMiss] = {}
+    for miss in misses:
+        key = (miss.rule, miss.reason, miss.reached)
+        counts[key] += 1
+        first.setdefault(key, miss)
+    return [(first[key], count) for key, count in counts.items()]

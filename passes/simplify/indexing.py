@@ -1,0 +1,204 @@
+"""Slice, Gather, Concat, Split, Pad, Tile and their like: dropping what selects everything, merging neighbours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...ir import Node, Value, constant, op
+from ...ir.dims import Dim
+from ...ir.infer import content_of
+from ...ir.types import DType, same_shape
+from ..rules import require, rule
+from .fold_constants import integers
+from .reshapes import known_shape
+
+_END = 1 << 31  # an end at or beyond this is "to the end"
+
+
+def slice_parts(node: Node) -> list[tuple[int, Dim, Dim, int]] | None:
+    """``(axis, start, end, step)`` of a Slice for each of its axes; None where they are not known."""
+    x = node.operands[0]
+    starts, ends = content_of(node.operands[1]), content_of(node.operands[2])
+    if x is None or x.rank is None or starts is None or ends is None:
+        return None
+    axes = integers(node.operand(3)) if node.operand(3) is not None else tuple(range(len(starts)))
+    steps = integers(node.operand(4)) if node.operand(4) is not None else (1,) * len(starts)
+    if axes is None or steps is None:
+        return None
+    return [(a % x.rank, s, e, t) for a, s, e, t in zip(axes, starts, ends, steps, strict=True)]
+
+
+def _is_full(start: Dim, end: Dim, step: int, dim: Dim) -> bool:
+    """Whether a slice of a dimension takes all of it, in order."""
+    if step != 1:
+        return False
+    from_start = start == 0 or (isinstance(start, int) and start <= -_END)
+    if isinstance(start, int) and isinstance(dim, int) and start <= -dim:
+        from_start = True
+    to_end = end == dim or (isinstance(end, int) and (end >= _END or (isinstance(dim, int) and end >= dim)))
+    return from_start and to_end
+
+
+@rule("Slice")
+def drop_full_slices(node: Node) -> Value | None:
+    """Axes that are taken as a whole need not be sliced."""
+    parts, x = slice_parts(node), node.operands[0]
+    require(parts is not None, "the starts or ends are known only when it runs")
+    assert parts is not None and x is not None and x.shape is not None
+    kept = [i for i, (axis, start, end, step) in enumerate(parts) if not _is_full(start, end, step, x.shape[axis])]
+    if not kept:
+        return x
+    if len(kept) == len(parts):
+        return None
+    require(all(o is None or integers(o) is not None for o in node.operands[1:]), "the bounds are not constant")
+    columns = [[parts[i][column] for i in kept] for column in (1, 2, 0, 3)]
+    return op.Slice(x, *(constant(c, DType.INT64) for c in columns))  # type: ignore[no-any-return]
+
+
+@rule("Slice")
+def slice_of_slice(node: Node) -> Value | None:
+    """Two slices of different axes are one."""
+    x = node.operands[0]
+    assert x is not None
+    inner = x.producer
+    if inner is None or inner.op != "Slice" or len(x.users) != 1 or inner.graph is not node.graph:
+        return None
+    outer_parts, inner_parts = slice_parts(node), slice_parts(inner)
+    require(outer_parts is not None and inner_parts is not None, "the starts or ends are known only when they run")
+    assert outer_parts is not None and inner_parts is not None
+    parts = inner_parts + outer_parts
+    require(len({p[0] for p in parts}) == len(parts), "both slice the same axis")
+    require(all(isinstance(p[1], int) and isinstance(p[2], int) for p in parts), "the bounds are not constant")
+    columns = [[p[column] for p in parts] for column in (1, 2, 0, 3)]
+    return op.Slice(inner.operands[0], *(constant(c, DType.INT64) for c in columns))  # type: ignore[no-any-return]
+
+
+@rule("Slice")
+def slice_of_concat(node: Node) -> Value | None:
+    """A slice of a Concat that takes exactly one of its operands."""
+    x, parts = node.operands[0], slice_parts(node)
+    assert x is not None
+    if x.producer is None or x.producer.op != "Concat" or parts is None or len(parts) != 1 or x.rank is None:
+        return None
+    axis, start, end, step = parts[0]
+    require(step == 1 and x.producer.attrs["axis"] % x.rank == axis, "not the axis of the Concat, or not contiguous")
+    at: Dim = 0
+    for operand in x.producer.operands:
+        assert operand is not None
+        size = known_shape(operand)[axis]
+        last = operand is x.producer.operands[-1]
+        if start == at and (end == at + size or (last and isinstance(end, int) and end >= _END)):
+            return operand
+        at = at + size
+    return None
+
+
+@rule("Pad")
+def drop_empty_pad(node: Node) -> Value | None:
+    """A Pad by nothing."""
+    pads = integers(node.operand(1))
+    require(pads is not None, "the pads are known only when it runs")
+    return node.operands[0] if not any(pads or ()) else None
+
+
+@rule("Tile")
+def drop_single_tile(node: Node) -> Value | None:
+    """A Tile once in each dimension."""
+    repeats = integers(node.operand(1))
+    require(repeats is not None, "the repeats are known only when it runs")
+    return node.operands[0] if all(r == 1 for r in repeats or ()) else None
+
+
+@rule("Concat")
+def flatten_concat(node: Node) -> Value | None:
+    """A Concat within a Concat along the same axis."""
+    rank = node.results[0].rank
+    if rank is None:
+        return None
+    axis = node.attrs["axis"] % rank
+
+    def nested(v: Value | None) -> bool:
+        p = v.producer if v is not None else None
+        return p is not None and p.op == "Concat" and p.attrs["axis"] % rank == axis and len(p.results[0].users) == 1 and p.graph is node.graph
+
+    if not any(nested(o) for o in node.operands):
+        return None
+    operands: list[Value | None] = []
+    for o in node.operands:
+        operands.extend(o.producer.operands if nested(o) and o is not None and o.producer is not None else (o,))
+    return op.Concat(*operands, axis=axis)  # type: ignore[no-any-return]
+
+
+@rule("Concat")
+def drop_empty_operands(node: Node) -> Value | None:
+    """Operands without elements add nothing to a Concat."""
+    rank = node.results[0].rank
+    if rank is None or len(node.operands) < 2:
+        return None
+    axis = node.attrs["axis"] % rank
+    kept = [o for o in node.operands if o is None or o.shape is None or o.shape[axis] != 0]
+    if len(kept) == len(node.operands) or not kept:
+        return None
+    return kept[0] if len(kept) == 1 else op.Concat(*kept, axis=node.attrs["axis"])
+
+
+@rule("Split")
+def drop_single_split(node: Node) -> Value | None:
+    """A Split into one part."""
+    return node.operands[0] if len(node.results) == 1 and same_shape(node.operands[0].type, node.results[0].type) else None  # type: ignore[union-attr]
+
+
+@rule("Gather")
+def gather_all(node: Node) -> Value | None:
+    """A Gather of all indices in order."""
+    x, indices = node.operands[0], integers(node.operand(1))
+    assert x is not None
+    if indices is None or x.shape is None or node.operands[1] is None or node.operands[1].rank != 1:
+        return None
+    dim = x.shape[node.attrs.get("axis", 0)]
+    return x if isinstance(dim, int) and indices == tuple(range(dim)) else None
+
+
+@rule("SequenceAt")
+def sequence_at_split(node: Node) -> Any:
+    """One element of a SplitToSequence is one result of a Split (which its other elements share)."""
+    sequence, index = node.operands[0], integers(node.operand(1))
+    assert sequence is not None
+    split = sequence.producer
+    if split is None or split.op != "SplitToSequence" or index is None:
+        return None
+    x, axis = split.operands[0], split.attrs.get("axis", 0)
+    assert x is not None
+    require(split.attrs.get("keepdims", 1) == 1 or split.operand(1) is not None, "the split dimension is dropped")
+    require(x.shape is not None and isinstance(x.shape[axis], int), "the size of the split dimension is unknown")
+    assert x.shape is not None
+    dim = x.shape[axis]
+    assert isinstance(dim, int)
+    sizes = _split_sizes(split, dim)
+    at = index[0] + len(sizes) if index[0] < 0 else index[0]
+    require(0 <= at < len(sizes), "the index is out of range")
+    parts = op.Split(x, constant(sizes, DType.INT64), axis=axis, outputs=len(sizes))
+    return parts[at] if isinstance(parts, tuple) else parts
+
+
+def _split_sizes(split: Node, dim: int) -> list[int]:
+    if split.operand(1) is None:
+        return [1] * dim
+    sizes = integers(split.operand(1))
+    require(sizes is not None, "the sizes are known only when it runs")
+    assert sizes is not None and split.operands[1] is not None
+    if split.operands[1].rank == 0:
+        step = sizes[0]
+        require(step > 0, "the size is not positive")
+        return [step] * (dim // step) + ([dim % step] if dim % step else [])
+    return list(sizes)
+
+
+@rule("GatherND")
+def gather_nd_of_one_axis(node: Node) -> Value | None:
+    """A GatherND whose index tuples have one element is a Gather."""
+    x, indices = node.operands[0], node.operands[1]
+    assert x is not None and indices is not None
+    if node.attrs.get("batch_dims", 0) or indices.shape is None or indices.shape[-1:] != (1,):
+        return None
+    return op.Gather(x, op.Squeeze(indices, constant([-1], DType.INT64)), axis=0)  # type: ignore[no-any-return]

@@ -1,0 +1,120 @@
+"""MatMul and Gemm: biases, scales, transposes and normalizations folded in."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...ir import Node, Value, constant, op
+from ...ir.types import DType
+from ..numerics import within
+from ..pattern import const, optional
+from ..rules import require, rule
+from .convolutions import affine
+from .reshapes import known_shape
+from .transposes import perm_of
+
+_ROUNDING = within(rtol=1e-5)
+
+
+@rule(lambda a, b, c: a @ b + c, numerics=_ROUNDING)
+def gemm(a: Value, b: Value, c: Value) -> Value:
+    """MatMul and Add of matrices. ``c`` must broadcast to the product, not the other way round."""
+    require(a.rank == b.rank == 2, "Gemm takes matrices")
+    require(c.rank is not None and c.rank <= 2, "the addend has more dimensions")
+    require(a.dtype.is_floating, "Gemm of integers is rarely implemented")
+    return op.Gemm(a, b, c)  # type: ignore[no-any-return]
+
+
+@rule(lambda a, b, alpha, beta, ta, tb, c: op.Gemm(a, b, alpha=alpha, beta=beta, transA=ta, transB=tb) + c, numerics=_ROUNDING)
+def bias_into_gemm(a, b, alpha, ta, tb, c, match):  # type: ignore[no-untyped-def]
+    """An addend after a Gemm without one."""
+    require(c.rank is not None and c.rank <= 2, "the addend has more dimensions")
+    return op.Gemm(a, b, c, alpha=alpha, transA=ta, transB=tb)
+
+
+@rule(lambda a, b, alpha, beta, ta, tb, c=const, d=const: op.Gemm(a, b, c, alpha=alpha, beta=beta, transA=ta, transB=tb) + d, numerics=_ROUNDING)
+def addend_into_gemm(a, b, c, d, alpha, beta, ta, tb):  # type: ignore[no-untyped-def]
+    """A constant after a Gemm with a constant addend."""
+    require(beta in (None, 1.0), "the addend is scaled")
+    require(d.rank is not None and d.rank <= 2 and c.const.size < 1 << 20, "the addend has more dimensions")
+    return op.Gemm(a, b, op.Add(c, d), alpha=alpha, transA=ta, transB=tb)
+
+
+@rule("Gemm")
+def transpose_into_gemm(node: Node) -> Value | None:
+    """A transposed operand is read the other way round."""
+    operands, attrs = list(node.operands), dict(node.attrs)
+    changed = False
+    for i, name in ((0, "transA"), (1, "transB")):
+        operand = operands[i]
+        assert operand is not None
+        producer = operand.producer
+        if producer is not None and producer.op == "Transpose" and operand.rank == 2 and perm_of(producer) == (1, 0) and producer.graph is node.graph:
+            operands[i] = producer.operands[0]
+            attrs[name] = 1 - attrs.get(name, 0)
+            changed = True
+    return Node("Gemm", operands, attrs, [node.results[0].type]).result if changed else None
+
+
+def _columns(c: Value, result: Value, w: Value) -> Value:
+    """Constant ``c`` as a vector over the last dimension of ``result``."""
+    assert c.const is not None and w.const is not None
+    rank = result.rank
+    require(rank is not None and len(c.const.shape) <= rank, "the constant has more dimensions")
+    require(all(d == 1 for d in c.const.shape[:-1]), "the constant is not one number per column")
+    n = w.const.shape[-1]
+    vector = c.const.numpy().reshape(-1)
+    require(vector.size in (1, n), "the constant is not one number per column")
+    return constant(np.ascontiguousarray(np.broadcast_to(vector, (n,))), c.dtype)
+
+
+@rule(lambda x, w=const, c=const: (x @ w) * c, numerics=_ROUNDING)
+def scale_into_matmul(x, w, c, match):  # type: ignore[no-untyped-def]
+    """A factor per column of a MatMul with constant weight goes into the weight."""
+    require(w.rank == 2 and x.dtype.is_floating, "the weight is no matrix")
+    return op.MatMul(x, op.Mul(w, _columns(c, match.root.results[0], w)))
+
+
+@rule(
+    lambda x, epsilon, momentum, w=const, gamma=const, beta=const, mean=const, var=const: op.BatchNormalization(
+        x @ w, gamma, beta, mean, var, epsilon=epsilon, momentum=momentum
+    ),
+    numerics=_ROUNDING,
+)
+def batch_normalization_into_matmul(x, w, gamma, beta, mean, var, epsilon):  # type: ignore[no-untyped-def]
+    """MatMul of matrices followed by BatchNormalization (inference) is a Gemm."""
+    require(x.rank == 2 and w.rank == 2, "the channel is not the last dimension")
+    scale, shift = affine(gamma, beta, mean, var, epsilon)
+    return op.Gemm(x, op.Mul(w, scale), shift)
+
+
+@rule(
+    lambda x, ta, tb, epsilon, momentum, w=const, b=const, gamma=const, beta=const, mean=const, var=const: op.BatchNormalization(
+        op.Gemm(x, w, optional(b), transA=ta, transB=tb), gamma, beta, mean, var, epsilon=epsilon, momentum=momentum
+    ),
+    numerics=_ROUNDING,
+)
+def batch_normalization_into_gemm(x, w, b, ta, tb, gamma, beta, mean, var, epsilon):  # type: ignore[no-untyped-def]
+    """Gemm followed by BatchNormalization (inference) is one Gemm."""
+    scale, shift = affine(gamma, beta, mean, var, epsilon)
+    factor = op.Unsqueeze(scale, constant([1], DType.INT64)) if tb else scale
+    return op.Gemm(x, op.Mul(w, factor), shift if b is None else op.Add(op.Mul(b, scale), shift), transA=ta, transB=tb)
+
+
+@rule(
+    lambda x, ta, tb, s, t, y, z, alpha, beta, w=const, b=const: op.Reshape(
+        op.Gemm(op.Reshape(x, s, allowzero=y), w, optional(b), alpha=alpha, beta=beta, transA=ta, transB=tb), t, allowzero=z
+    ),
+    numerics=_ROUNDING,
+)
+def gemm_between_reshapes(x, w, b, ta, tb, alpha, beta, match):  # type: ignore[no-untyped-def]
+    """Rows flattened for a Gemm and unflattened again: a MatMul of the unflattened operand, and an Add."""
+    require(not ta and alpha in (None, 1.0) and beta in (None, 1.0), "the Gemm transposes or scales")
+    rows, result = known_shape(x), known_shape(match.root.results[0])
+    require(rows[:-1] == result[:-1], "the last reshape does not restore the leading dimensions")
+    require(w.const.shape[1 if tb else 0] == rows[-1] and w.const.shape[0 if tb else 1] == result[-1], "the last dimension is split or merged")
+    require(b is None or b.rank == 1 or b.const.size == 1, "the addend is no row")
+    product = op.MatMul(x, op.Transpose(w, perm=(1, 0)) if tb else w)
+    if b is None:
+        return product
+    return op.Add(product, b if b.rank == 1 else op.Reshape(b, constant([-1], DType.INT64)))

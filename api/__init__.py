@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from planish.ir import Graph, op
     from planish.ir.errors import PlanishError
     from planish.models import load, save
-    from planish.optimizer import Result, bench, inspect, optimize
+    from planish.optimizer import Result, optimize
     from planish.passes import Context, Pass, Pipeline, RewritePass, require, rule, within
+    from planish.summary import bench, inspect
 
 _WHERE = {
     "planish.comparison": ("Differences", "compare"),
@@ -22,8 +23,9 @@ _WHERE = {
     "planish.ir": ("Graph", "op"),
     "planish.ir.errors": ("PlanishError",),
     "planish.models": ("load", "save"),
-    "planish.optimizer": ("Result", "bench", "inspect", "optimize"),
+    "planish.optimizer": ("Result", "optimize"),
     "planish.passes": ("Context", "Pass", "Pipeline", "RewritePass", "require", "rule", "within"),
+    "planish.summary": ("bench", "inspect"),
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 

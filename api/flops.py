@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 
-from planish.ir import Dim, Graph, Node, Value
+from planish.ir import Dim, Graph, Node, TensorType, Value
 
 __all__ = ["Size", "bind_dim", "flops_of", "size_of"]
 
@@ -33,13 +33,33 @@ class Size:
     flops: int
 
 
+def with_sizes(graph: Graph, sizes: Sizes) -> Graph:
+    """A copy of ``graph`` for inputs of given sizes, typed anew: it knows more shapes. Symbols that are missing become 1."""
+    from planish.ir.clone import clone_graph
+    from planish.ir.infer import infer_graph
+
+    copy = clone_graph(graph)
+    for value in copy.inputs:
+        if isinstance(value.type, TensorType) and value.type.shape is not None:
+            value.type = TensorType(value.type.dtype, tuple(bind_dim(d, sizes) for d in value.type.shape))
+    for node in copy.nodes:
+        for value in node.results:
+            if isinstance(value.type, TensorType):
+                value.type, value.content = TensorType(value.type.dtype, None), None
+    infer_graph(copy)
+    return copy
+
+
 def size_of(graph: Graph, sizes: Sizes | None = None) -> Size:
     """Measure ``graph``.
 
     Args:
         graph: the graph.
-        sizes: what symbolic dimensions stand for; 1 where missing.
+        sizes: what symbolic dimensions stand for; 1 where missing. With None, shapes that the graph does not know count
+            as 1, too, which is quick and inexact.
     """
+    if sizes is not None:
+        graph = with_sizes(graph, sizes)
     nodes = parameters = nbytes = flops = 0
     seen: set[int] = set()
     for node in graph.walk():

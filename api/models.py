@@ -110,7 +110,13 @@ class _AnyRuntime:
 
         return canonical_opset()
 
-    def runs(self, node: Node, since: int) -> bool:
+    def since(self, op: str, opset: int) -> int:
+        from planish.backends.legalize import revision_at
+
+        revision = revision_at(op, opset)
+        return 0 if revision is None else revision.since
+
+    def runs(self, node: Node, since: int, opset: int) -> bool:
         return True
 
 

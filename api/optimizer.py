@@ -92,14 +92,7 @@ def parse_pipeline(pipeline: str | Pipeline) -> Pipeline:
     Raises:
         PlanishError: it describes none.
     """
-    if isinstance(pipeline, Pipeline):
-        return pipeline
-    from planish.passes import PipelineError
-
-    try:
-        return Pipeline.parse(pipeline)
-    except PipelineError as error:
-        raise PlanishError(str(error)) from error
+    return pipeline if isinstance(pipeline, Pipeline) else Pipeline.parse(pipeline)
 
 
 def runner_factory(target: str = "onnxruntime") -> Callable[[], Backend]:
@@ -135,14 +128,16 @@ class _Job:
         self.observers = observers
         self.progress = progress
         self.samples: list[Sample] = []
-        self.sizes: dict[str, int] = {}
+        self.sizes: dict[str, int] | None = None
         self.verification = Verification()
         self.expected: list[dict[str, Any]] = []  # what the original computes for the samples
 
     def plain(self, keep: bool, data: Data | None) -> Result:
         """Optimize without running anything."""
         if data is not None:
-            self._read(data)
+            from planish.data import bind_sizes, read_samples
+
+            self.sizes = bind_sizes(self.original, read_samples(data, self.original, 1)[0])
         before = size_of(self.original, self.sizes)
         graph = _clone(self.original) if keep else self.original
         ctx = self._context()
@@ -154,14 +149,9 @@ class _Job:
         from planish.backends.base import backend
 
         engine = backend(self.target)
-        before = size_of(self.original, self.sizes)
-        if data is not None:
-            self._read(data)
-            before = size_of(self.original, self.sizes)
         self.progress("running the original")
         first = self._run_original(model, engine, data)
-        if self.sizes:
-            before = size_of(self.original, self.sizes)
+        before = size_of(self.original, self.sizes)
         attempt, second = self._verified(self.pipeline, mode, engine)
         report = self._report(attempt, before)
         if measure and first is not None and second is not None and report.changed and report.ok:
@@ -184,44 +174,21 @@ class _Job:
         pipeline.run(graph, ctx)
         return _Attempt(graph, ctx, verify)
 
-    def _read(self, data: Data) -> None:
-        from planish.data import bind_sizes, read_samples
-
-        self.samples = read_samples(data, self.original, _MAX_SAMPLES)
-        self.sizes = bind_sizes(self.original, self.samples[0])
-        self.verification.source = "given"
-
     def _run_original(self, model: Model, engine: Backend, data: Data | None) -> Executable | None:
         """The original, compiled, after it has computed ``self.expected``; None if it does not run on synthesized samples."""
-        from planish.data import bind_sizes, synthesize
+        from planish.comparison import compile_model, samples_for
+        from planish.data import bind_sizes
 
         try:
-            program = _compile_original(model, self.original, engine)
-            if data is not None:
-                self.expected = [program(sample) for sample in self.samples]
-                return program
+            program = compile_model(model, self.original, engine)
+            self.samples, self.expected, source = samples_for(self.original, program, data, _MAX_SAMPLES)
         except PlanishError as error:
             if data is not None:
-                raise PlanishError(f"the original model does not run: {error}") from error
+                raise
             self.verification.note = f"the original does not run: {_first_line(error)}"
             return None
-        problem: PlanishError | None = None
-        for sample in synthesize(self.original):
-            try:
-                outputs = program(sample)
-            except PlanishError as error:
-                problem = problem or error
-                continue
-            self.samples.append(sample)
-            self.expected.append(outputs)
-            if len(self.samples) == 2:  # two sets of sizes tell a dimension from a number
-                break
-        if not self.samples:
-            why = f": {_first_line(problem)}" if problem is not None else ""
-            self.verification.note = f"the original does not run on synthesized inputs, give --data{why}"
-            return None
         self.sizes = bind_sizes(self.original, self.samples[0])
-        self.verification.source = "synthesized"
+        self.verification.source = source
         return program
 
     # verifying
@@ -238,6 +205,7 @@ class _Job:
 
     def _check(self, attempt: _Attempt, mode: Mode, engine: Backend) -> Executable | None:
         """Compile the result and compare it with the original; the outcome is in ``self.verification``."""
+        from planish.comparison import compile_model
         from planish.ir.verify import VerifyError, verify
         from planish.passes.observers.verify import largest_difference, noise_floor
 
@@ -252,7 +220,7 @@ class _Job:
                 verify(attempt.graph)
             if not self.samples:
                 return None
-            program = engine.compile(attempt.graph)
+            program = compile_model(None, attempt.graph, engine)
             outputs = [program(sample) for sample in self.samples]
         except VerifyError as error:
             found.verdict, found.note = "failed", f"the graph is malformed: {error.problems[0]}"
@@ -326,16 +294,6 @@ def _clone(graph: Graph) -> Graph:
     from planish.ir.clone import clone_graph
 
     return clone_graph(graph)
-
-
-def _compile_original(model: Model, graph: Graph, engine: Backend) -> Executable:
-    """The model as the user has it: the very file if the backend reads it, or else the imported graph."""
-    if isinstance(model, str | Path) and str(model).endswith(".onnx"):
-        try:
-            return engine.load(model)
-        except PlanishError:
-            pass
-    return engine.compile(graph)
 
 
 def _first_line(error: Exception) -> str:

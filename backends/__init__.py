@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 __all__ = ["Backend", "Executable", "LoweringError", "backend", "backends", "onnx_backend"]
 
 
-def onnx_backend(name: str, upgrade: Callable[[Graph], None] | None = None, simplify: Callable[[Graph], Any] | None = None) -> type[Any]:
+def onnx_backend(
+    name: str, upgrade: Callable[[Graph], None] | None = None, simplify: Callable[[Graph], Any] | None = None
+) -> type[Any]:
     """The backend ``name`` as a class for ONNX's own test suite: see `planish.backends.conformance`."""
     from .conformance import make_onnx_backend
 

@@ -84,7 +84,7 @@ class Executable(ABC):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as a file, whole or not at all."""
-        raise PlanishError(f"{type(self).__name__} cannot be saved")
+        raise PlanishError(f"cannot write {os.fspath(path)}: what this backend compiles cannot be saved")
 
     def report(self) -> dict[str, Any]:
         """Facts about the result, ready for JSON."""
@@ -130,20 +130,22 @@ class Backend(ABC):
             PlanishError: it cannot be done; `LoweringError` lists the nodes at fault.
         """
 
-    def load(self, path: str | os.PathLike[str], **options: Any) -> Executable:
+    def load(self, path: str | os.PathLike[str], **options: Any) -> Executable:  # noqa: ARG002
         """What `Executable.save` wrote."""
-        raise PlanishError(f"{self.name} cannot load compiled models")
+        raise PlanishError(f"cannot load {os.fspath(path)}: what {self.name} compiles cannot be saved")
 
     def run(self, graph: Graph, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The outputs of ``graph`` by name."""
-        return self.compile(graph)(inputs)
+        outputs: dict[str, Any] = self.compile(graph)(inputs)
+        return outputs
 
     def evaluate(self, node: Node, operands: Sequence[Any]) -> list[Any]:
         """The results of one node for concrete operands."""
-        from .legalize import isolate
+        from .functions import isolate
 
         graph = isolate(node, [None if o is None else type_of(o) for o in operands])
-        return self.compile(graph)(*[o for o in operands if o is not None])
+        results: list[Any] = self.compile(graph)(*[o for o in operands if o is not None])
+        return results
 
 
 def type_of(value: Any) -> Type:

@@ -16,11 +16,11 @@ from .base import Executable, backend
 __all__ = ["make_onnx_backend"]
 
 
-class _Prepared(BackendRep):  # type: ignore[misc]
+class _Prepared(BackendRep):
     def __init__(self, executable: Executable):
         self.executable = executable
 
-    def run(self, inputs: Any, **kwargs: Any) -> tuple[Any, ...]:
+    def run(self, inputs: Any, **kwargs: Any) -> tuple[Any, ...]:  # noqa: ARG002
         """The outputs for ``inputs``: a list, or the only one."""
         return tuple(self.executable(*(inputs if isinstance(inputs, list | tuple) else [inputs])))
 
@@ -37,11 +37,11 @@ def make_onnx_backend(
     """
     target = backend(name)
 
-    class PlanishBackend(OnnxBackend):  # type: ignore[misc]
+    class PlanishBackend(OnnxBackend):
         """One of planish's backends behind ONNX's interface."""
 
         @classmethod
-        def prepare(cls, model: ModelProto, device: str = "CPU", **kwargs: Any) -> _Prepared:
+        def prepare(cls, model: ModelProto, device: str = "CPU", **kwargs: Any) -> _Prepared:  # noqa: ARG003
             """Import ``model`` and compile it."""
             graph = from_proto(model, upgrade=upgrade)
             changed = simplify(graph) if simplify is not None else None

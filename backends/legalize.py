@@ -8,38 +8,45 @@ standard, if there is one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
-from ..ir.clone import clone_node, inline_graph
-from ..ir.edit import erase, insert, replace, set_attr
+from ..ir.edit import set_attr
 from ..ir.graph import Graph, Node, Value
 from ..ir.opsets import OLDEST, is_compatible
 from ..ir.schema import canonical_opset, default_attribute
-from ..ir.types import OptionalType, OtherType, SequenceType, TensorType, Type
+from ..ir.types import OptionalType, SequenceType, TensorType, Type
 from .base import LoweringError, Problem
+from .functions import decompose
 
-__all__ = ["Revision", "Stamp", "Target", "isolate", "legalize", "oldest_opset", "revision_at"]
+__all__ = ["Revision", "Stamp", "Target", "legalize", "oldest_opset", "revision_at"]
 
 MAX_DEPTH = 8  # of functions within functions
 
 
 class Target(Protocol):
-    """What a runtime reads.
-
-    Attributes:
-        name: for messages.
-        opset: the newest version of the standard operators.
-        ir_version: the newest version of the file format.
-    """
+    """What a runtime reads; ``name`` is for messages."""
 
     name: str
-    opset: int
-    ir_version: int
 
-    def runs(self, node: Node, since: int) -> bool:
-        """Whether it implements the operator of ``node``, in the revision of version ``since`` (0: not a standard one)."""
+    @property
+    def opset(self) -> int:
+        """The newest version of the standard operators."""
+        ...
+
+    @property
+    def ir_version(self) -> int:
+        """The newest version of the file format."""
+        ...
+
+    def since(self, op: str, opset: int) -> int:
+        """The version of its definition of a standard operator in models of version ``opset``; 0 if it has none."""
+        ...
+
+    def runs(self, node: Node, since: int, opset: int) -> bool:
+        """Whether it implements that definition of the operator of ``node`` (both 0: of another operator set)."""
         ...
 
 
@@ -166,13 +173,17 @@ def _scale_is_no_scalar(node: Node) -> bool:
     return scale is None or scale.shape not in ((), (1,))
 
 
-_ADDED = {
+def _is_integer(value: Value | None) -> bool:
+    return value is not None and value.dtype.is_integer
+
+
+_ADDED: dict[tuple[str, int], Callable[[Node], bool]] = {
     ("Max Min Mean Sum", 8): _broadcasts,
     ("QuantizeLinear DequantizeLinear", 13): _scale_is_no_scalar,
     ("ScatterElements ScatterND", 18): lambda node: node.attrs.get("reduction") in ("max", "min"),
     ("Pad", 19): lambda node: node.attrs.get("mode") == "wrap",
     ("Resize", 19): lambda node: node.attrs.get("coordinate_transformation_mode") == "half_pixel_symmetric",
-    ("Mod", 28): lambda node: not node.attrs.get("fmod", 0) and not (node.operands[0] and node.operands[0].dtype.is_integer),
+    ("Mod", 28): lambda node: not node.attrs.get("fmod", 0) and not _is_integer(node.operand(0)),
 }
 _USES_ADDITION = {(op, since): test for (ops, since), test in _ADDED.items() for op in ops.split()}
 _NEGATIVE_AXES = 11  # the version in which every axis may count from the back
@@ -181,7 +192,7 @@ _NEGATIVE_AXES = 11  # the version in which every axis may count from the back
 def oldest_opset(node: Node, floor: int = OLDEST) -> int:
     """The oldest version of the standard operators, not below ``floor``, in which ``node`` means what it means now."""
     history = revisions(node.op)
-    for newer, older in zip(history, history[1:], strict=False):
+    for newer, older in pairwise(history):
         since = newer.since
         if since <= floor:
             return floor
@@ -207,68 +218,96 @@ def legalize(graph: Graph, target: Target) -> Stamp:
     Raises:
         LoweringError: with every node for which there is no way.
     """
-    imported = int(graph.info.get("imported_opset") or graph.opsets.get("") or OLDEST)
-    floor = max(OLDEST, min(imported, target.opset))
-    oldest: dict[Node, int] = {}
-    problems: list[Problem] = []
+    imported = int(graph.info.get("imported_opset") or graph.opsets.get("") or target.opset)
+    wished = max(OLDEST, min(imported, target.opset))
+    task = _Legalization(target, wished)
     for nested in list(graph.walk_graphs()):
         for node in list(nested.nodes):
-            _reach(node, target, floor, oldest, problems, 0)
-    opset = _choose(oldest, target, floor)
-    problems.extend(Problem(n, "not implemented") for n in _not_run(oldest, target, opset))
-    if problems:
-        raise LoweringError(target.name, problems)
-    for node in oldest:
-        _drop_defaults(node, opset)
+            task.reach(node)
+    opset = task.choose()
+    task.problems.extend(Problem(n, "not implemented") for n in task.not_run(task.oldest, opset))
+    if task.problems:
+        raise LoweringError(target.name, task.problems)
+    for node in task.oldest:
+        _drop_defaults(node, target.since(node.op, opset))
     return Stamp(opset, _ir_version(graph, opset, target))
 
 
-def _reach(node: Node, target: Target, floor: int, oldest: dict[Node, int], problems: list[Problem], depth: int) -> None:
-    """Note down the oldest version for ``node``, or for the nodes of the function body that takes its place."""
-    if "." in node.op:
-        if not target.runs(node, 0):
-            problems.append(Problem(node, "not implemented"))
-        return
-    history = revisions(node.op)
-    version = oldest_opset(node, floor)
-    if history and version <= target.opset and _runs_somewhere(node, target, version):
-        oldest[node] = version
-        return
-    body = _decompose(node) if depth < MAX_DEPTH and history and history[0].has_body else None
-    if body is not None:
+class _Legalization:
+    """One run of `legalize`.
+
+    Attributes:
+        oldest: for every standard node, the oldest version that will do; exact only above ``wished``.
+        problems: the nodes for which there is no way.
+    """
+
+    def __init__(self, target: Target, wished: int):
+        self.target = target
+        self.wished = wished
+        self.oldest: dict[Node, int] = {}
+        self.problems: list[Problem] = []
+
+    def reach(self, node: Node, depth: int = 0) -> None:
+        """Note down the oldest version for ``node``, or for the nodes of the function body that takes its place."""
+        target = self.target
+        version = 0
+        if "." not in node.op:
+            version = oldest_opset(node, self.wished)
+            if self.runs_from(node, version):
+                self.oldest[node] = version
+                return
+        elif target.runs(node, 0, 0):
+            return
+        body = decompose(node) if depth < MAX_DEPTH else None
+        if body is None:
+            self.problems.append(Problem(node, self.reason(node, version)))
+            return
         for new in body:
             for inner in (new, *(n for g in new.graphs for n in g.walk())):
-                _reach(inner, target, floor, oldest, problems, depth + 1)
-    elif not history:
-        problems.append(Problem(node, "no such operator"))
-    elif version > target.opset:
-        problems.append(Problem(node, f"needs opset {version}; the newest that {target.name} reads is {target.opset}"))
-    else:
-        problems.append(Problem(node, "not implemented"))
+                self.reach(inner, depth + 1)
+
+    def reason(self, node: Node, version: int) -> str:
+        """Why there is no way for ``node``."""
+        if "." not in node.op and not revisions(node.op):
+            return "no such operator"
+        if version > self.target.opset:
+            return f"needs opset {version}; the newest that {self.target.name} reads is {self.target.opset}"
+        return "not implemented"
+
+    def runs_from(self, node: Node, version: int) -> bool:
+        """Whether ``node`` runs in some version of the operator set, ``version`` or another that will do."""
+        if any(self.runs(node, version, v) for v in range(version, self.target.opset + 1)):
+            return True
+        if version > self.wished:
+            return False
+        version = oldest_opset(node)
+        return any(self.runs(node, version, v) for v in range(version, self.wished))
+
+    def runs(self, node: Node, oldest: int, opset: int) -> bool:
+        """Whether ``node``, which means the same from version ``oldest`` on, runs in a model of version ``opset``."""
+        since = self.target.since(node.op, opset)
+        least = revision_at(node.op, oldest)
+        return least is not None and since >= least.since and self.target.runs(node, since, opset)
+
+    def not_run(self, oldest: Mapping[Node, int], opset: int) -> list[Node]:
+        """The nodes that do not run in a model of version ``opset``."""
+        return [n for n, version in oldest.items() if version > opset or not self.runs(n, version, opset)]
+
+    def choose(self) -> int:
+        """The version to state: one in which all nodes run, as near to the wished one as possible, preferably newer."""
+        lowest = max([self.wished, *self.oldest.values()])
+        for versions in (range(lowest, self.target.opset + 1), range(self.wished - 1, OLDEST - 1, -1)):
+            kinds = {(n.op, version): (n, version) for n, version in self.oldest.items()}
+            for version in versions:
+                if not self.not_run(dict(kinds.values()), version):
+                    return version
+            self.oldest = {n: oldest_opset(n) for n in self.oldest}
+        return lowest
 
 
-def _runs_somewhere(node: Node, target: Target, oldest: int) -> bool:
-    """Whether ``target`` implements a revision of ``node`` from ``oldest`` on."""
-    found = revision_at(node.op, oldest)
-    least = found.since if found is not None else oldest
-    return any(target.runs(node, r.since) for r in revisions(node.op) if least <= r.since <= target.opset)
-
-
-def _choose(oldest: dict[Node, int], target: Target, floor: int) -> int:
-    """The version to state: the first from ``floor`` up in which most nodes run."""
-    lowest = max([floor, *oldest.values()])
-    kinds = {(n.op, o): n for n, o in oldest.items()}  # implementations are per operator
-    best = min(range(lowest, target.opset + 1), key=lambda v: (len(_not_run(dict.fromkeys(kinds.values(), 0), target, v)), v))
-    return best
-
-
-def _not_run(nodes: Iterable[Node], target: Target, opset: int) -> list[Node]:
-    return [n for n in nodes if (r := revision_at(n.op, opset)) is None or not target.runs(n, r.since)]
-
-
-def _drop_defaults(node: Node, opset: int) -> None:
-    """Remove the attributes that version ``opset`` does not know: they state their defaults."""
-    revision = revision_at(node.op, opset)
+def _drop_defaults(node: Node, since: int) -> None:
+    """Remove the attributes that the definition of version ``since`` does not know: they state their defaults."""
+    revision = revision_at(node.op, since)
     if revision is not None:
         for name in [n for n in node.attrs if n not in revision.attrs]:
             set_attr(node, name)
@@ -277,54 +316,6 @@ def _drop_defaults(node: Node, opset: int) -> None:
 def _ir_version(graph: Graph, opset: int, target: Target) -> int:
     import onnx.helper
 
-    imports = [onnx.helper.make_opsetid(d, opset if not d else v) for d, v in graph.opsets.items()]
+    imports = [onnx.helper.make_opsetid(d, v if d else opset) for d, v in graph.opsets.items()]
     needed = onnx.helper.find_min_ir_version_for(imports, ignore_unknown=True)
     return min(max(needed, int(graph.info.get("ir_version", 0)), 8), target.ir_version)
-
-
-# function bodies
-
-
-def isolate(node: Node, types: Iterable[Type | None]) -> Graph:
-    """A graph that holds a copy of ``node`` alone, with an input of each type; None leaves the operand out."""
-    graph = Graph("single", opsets={"": canonical_opset(), **({node.domain: _domain_version(node)} if node.domain else {})})
-    copy = clone_node(node, {})
-    copy.operands = tuple(None if t is None else graph.add_input(t, f"operand_{i}") for i, t in enumerate(types))
-    insert(copy, graph.ret)
-    for i, result in enumerate(copy.results):
-        result.name = f"result_{i}"
-    graph.set_outputs(copy.results)
-    return graph
-
-
-def _domain_version(node: Node) -> int:
-    return node.graph.root.opsets.get(node.domain, 1) if node.graph is not None else 1
-
-
-def _decompose(node: Node) -> list[Node] | None:
-    """Put the body of the standard's definition in the place of ``node``; None if onnx has none for it as it is."""
-    import onnx.inliner
-
-    from ..ir.convert.proto import from_proto, to_proto
-
-    types = [None if o is None else o.type for o in node.operands]
-    if any(isinstance(t, OtherType) for t in types):
-        return None
-    model = onnx.inliner.inline_selected_functions(to_proto(isolate(node, types)), [("", node.op)], inline_schema_functions=True)
-    if any(n.op_type == node.op and n.domain in ("", "ai.onnx") for n in model.graph.node):
-        return None
-    body = from_proto(model)
-    previous = node.prev
-    results = inline_graph(body, [o for o in node.operands if o is not None], node)
-    first = node.graph._first if previous is None else previous.next  # type: ignore[union-attr]
-    new = []
-    while first is not None and first is not node:
-        first.metadata = node.metadata
-        first.name = f"{node.name}/{first.name}" if node.name else first.name
-        new.append(first)
-        first = first.next
-    for old, result in zip(node.results, results, strict=True):
-        result.name = old.name or result.name
-        replace(old, result)
-    erase(node)
-    return new

@@ -35,6 +35,8 @@ _COPY = 32 << 20  # bytes per system call when copying
 _BUDGET = 64 << 20  # bytes of tensors being computed at a time, unless one alone is larger
 _FLUSH = 32 << 20  # bytes: larger files are flushed to disk while they are being written
 
+_NOT_IN_KERNEL = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
+
 Place = tuple[str, int, int]  # location, offset, length
 
 
@@ -69,7 +71,8 @@ def save(
             model = to_proto(graph, opset=opset, ir_version=ir_version, external=plan)
             size = model.ByteSize()
             if size > _MAX_MODEL:
-                raise PlanishError(f"{path}: {size / 1e9:.1f} GB in one file, but protobuf allows 2 GB: save it with external data")
+                what = f"{size / 1e9:.1f} GB in one file"
+                raise PlanishError(f"{path}: {what}, but protobuf allows 2 GB: save it with external data")
             if plan.jobs:
                 _write_data(files.create(plan.data_name), plan.jobs, plan.size)
             with open(files.create(path.name), "wb", closefd=False) as file:
@@ -166,7 +169,7 @@ def _free_name(model: str, taken: set[str]) -> str:
 
 
 def _source(t: Tensor) -> tuple[int, str, int]:
-    """Sorts tensors of the same file by their place in it, so that neighbours stay neighbours; others stay behind them."""
+    """Sorts the tensors of a file by their place in it, so that neighbours stay neighbours; others follow."""
     return (0, str(t.file.path), t.offset) if isinstance(t, FileTensor) else (1, "", 0)
 
 
@@ -225,7 +228,7 @@ def _runs(jobs: list[tuple[Tensor, int]]) -> Iterator[list[tuple[Tensor, int]]]:
 
 
 def _copy(t: FileTensor, target: int, offset: int, length: int) -> None:
-    """Copy ``length`` bytes from where ``t`` begins in its file to ``offset`` of ``target``, within the kernel if it can."""
+    """Copy ``length`` bytes from where ``t`` begins to ``offset`` of ``target``, within the kernel if it can."""
     with t.file.open() as source:
         at, end = t.offset, t.offset + length
         in_kernel = hasattr(os, "copy_file_range")
@@ -235,7 +238,7 @@ def _copy(t: FileTensor, target: int, offset: int, length: int) -> None:
                 try:
                     count = os.copy_file_range(source, target, step, at, offset)
                 except OSError as error:
-                    if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF):
+                    if error.errno not in _NOT_IN_KERNEL:
                         raise
                     count = 0
                 if not count:  # not between these files
@@ -316,8 +319,9 @@ def _flushing(descriptor: int | None) -> Iterator[None]:
 
 
 class _Files:
-    """New files of one folder: written under temporary names, then renamed together. Leaving without `commit` removes
-    them.
+    """New files of one folder: written under temporary names, then renamed together.
+
+    Leaving without `commit` removes them.
     """
 
     def __init__(self, model: Path):

@@ -5,128 +5,87 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ..ir.clone import clone_graph
 from ..ir.convert.proto import to_proto
+from ..ir.dims import fresh, sym
 from ..ir.errors import PlanishError
-from ..ir.graph import Graph, Node
-from ..ir.schema import canonical_opset
+from ..ir.graph import Graph
 from ..ir.tensor import Tensor, pack, unpack
-from ..ir.types import DType, SequenceType, TensorType, Type
-from .base import Backend, Executable, LoweringError, Problem, import_or_explain
-from .legalize import Stamp, legalize, revision_at
+from ..ir.types import UNKNOWN, DType, SequenceType, TensorType, Type
+from .base import Backend, Executable, LoweringError, import_or_explain
+from .legalize import Stamp, legalize
+from .ort_target import OrtTarget, lacks_kernel
 
-__all__ = ["BACKEND", "OnnxRuntime", "limits"]
+__all__ = ["BACKEND", "OnnxRuntime", "from_ort", "session_options", "to_ort"]
 
 _EXTERNAL = 1 << 10  # bytes: smaller tensors stay in the model, where ONNX Runtime's shape inference sees them
-_LEVELS = {"off": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC", "extended": "ORT_ENABLE_EXTENDED", "all": "ORT_ENABLE_ALL"}
+_LEVELS = {
+    "off": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "all": "ORT_ENABLE_ALL",
+}
 _QUIET = 4  # log only what is fatal: errors come as exceptions
-_PLAIN = frozenset(d for d in DType if "FLOAT8" not in d.name and d.bits >= 8 and d is not DType.BFLOAT16) | {DType.STRING}
+_NUMPY = frozenset(  # the types that ONNX Runtime's Python binding knows
+    DType[name]
+    for name in (
+        *("BOOL", "UINT8", "INT8", "UINT16", "INT16", "UINT32", "INT32", "UINT64", "INT64"),
+        *("FLOAT16", "FLOAT", "DOUBLE", "COMPLEX64", "COMPLEX128", "STRING"),
+    )
+)
 
 
-# what the installed ONNX Runtime reads and implements
+# values
 
 
-class Limits(NamedTuple):
-    """The newest versions that the installed ONNX Runtime reads."""
+def to_ort(array: np.ndarray[Any, Any], dtype: DType) -> Any:
+    """``array`` as an OrtValue, without a copy where the layout allows."""
+    from onnxruntime import OrtValue
 
-    opset: int
-    ir_version: int
-
-
-@cache
-def limits() -> Limits:
-    """The newest versions that the installed ONNX Runtime reads, found by trial: it does not say."""
-    import onnx
-
-    opset = next((v for v in range(canonical_opset(), 7, -1) if _reads(v, 8)), 7)
-    return Limits(opset, next((v for v in range(onnx.IR_VERSION, 8, -1) if _reads(7, v)), 8))
-
-
-def _reads(opset: int, ir_version: int) -> bool:
-    import onnxruntime
-    from onnx import TensorProto, helper
-
-    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [1]) for n in "xy")
-    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "probe", [x], [y])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _QUIET
-    try:
-        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception:  # noqa: BLE001 - its exceptions have no common base
-        return False
-    return True
+    array = np.ascontiguousarray(array).reshape(array.shape)
+    if dtype in _NUMPY:
+        return OrtValue.ortvalue_from_numpy(array)
+    if dtype.bits >= 8:
+        return OrtValue.ortvalue_from_numpy_with_onnx_type(array, int(dtype))
+    value = OrtValue.ortvalue_from_shape_and_type(list(array.shape), int(dtype))
+    packed = pack(array, dtype)
+    ctypes.memmove(value.data_ptr(), packed.ctypes.data, packed.nbytes)
+    return value
 
 
-Kernel = tuple[int, int, dict[str, list[str]]]  # first and last version, and the types of each type variable
+def from_ort(value: Any) -> Any:
+    """What an OrtValue holds: an array, a list of arrays, or None."""
+    if not value.has_value():
+        return None
+    if not value.is_tensor():
+        return value.numpy()
+    dtype = DType(value.element_type())
+    if dtype in _NUMPY:
+        return value.numpy()
+    raw = np.frombuffer(ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes()), np.uint8)
+    return unpack(raw, dtype, tuple(value.shape()))
 
 
-@cache
-def _kernels() -> dict[tuple[str, str], list[Kernel]]:
-    """All CPU kernels, by domain and operator."""
-    from onnxruntime.capi.onnxruntime_pybind11_state import get_all_opkernel_def
-
-    found: dict[tuple[str, str], list[Kernel]] = defaultdict(list)
-    for kernel in get_all_opkernel_def():
-        if kernel.provider == "CPUExecutionProvider":
-            found[kernel.domain, kernel.op_name].append((*kernel.version_range, kernel.type_constraints))
-    return found
+def _as_value(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_as_value(v) for v in value]
+    return value if value is None or isinstance(value, np.ndarray) else np.asarray(value)
 
 
-_OPEN = (1 << 31) - 1  # as the last version of a kernel: good for the operator as it was defined when it was written
-
-
-def _kernels_for(domain: str, op: str, since: int) -> list[Kernel]:
-    return [k for k in _kernels().get((domain, op), ()) if k[0] == since or (k[1] != _OPEN and k[0] <= since <= k[1])]
-
-
-class _Target:
-    """What the installed ONNX Runtime takes on a CPU. Of operators without a kernel, it runs their function bodies."""
-
-    name = "onnxruntime"
-
-    @property
-    def opset(self) -> int:
-        return limits().opset
-
-    @property
-    def ir_version(self) -> int:
-        return limits().ir_version
-
-    def runs(self, node: Node, since: int) -> bool:
-        return _is_implemented(node.domain, node.op_type, since)
-
-
-@cache
-def _is_implemented(domain: str, op: str, since: int) -> bool:
-    if domain:
-        return (domain, op) in _kernels() or (domain, op) in _functions()
-    if _kernels_for("", op, since):
-        return True
-    revision = revision_at(op, since)
-    return revision is not None and revision.has_body
-
-
-@cache
-def _functions() -> frozenset[tuple[str, str]]:
-    """Operators of other domains that ONNX Runtime knows, with or without a kernel."""
-    from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
-
-    return frozenset((s.domain, s.name) for s in get_all_operator_schema() if s.domain)
-
-
-# sessions
+def _is_numpy(type_: Type) -> bool:
+    """Whether ONNX Runtime itself turns values of this type into numpy arrays and back."""
+    if isinstance(type_, SequenceType):
+        return _is_numpy(type_.element)
+    return not isinstance(type_, TensorType) or not type_.dtype or type_.dtype in _NUMPY
 
 
 class _Weights:
-    """Which tensors stay outside the model. As an `ExternalWriter`, it numbers them instead of placing them."""
+    """The tensors that stay outside the model. As an `ExternalWriter`, it numbers them instead of placing them."""
 
     def __init__(self) -> None:
         self.tensors: list[Tensor] = []
@@ -151,97 +110,65 @@ class _Weights:
         return values
 
 
-def to_ort(array: np.ndarray[Any, Any], dtype: DType) -> Any:
-    """``array`` as an OrtValue, without a copy where the layout allows."""
-    from onnxruntime import OrtValue
-
-    array = np.ascontiguousarray(array).reshape(array.shape)
-    if dtype in _PLAIN:
-        return OrtValue.ortvalue_from_numpy(array)
-    if dtype.bits >= 8:
-        return OrtValue.ortvalue_from_numpy_with_onnx_type(array, int(dtype))
-    value = OrtValue.ortvalue_from_shape_and_type(list(array.shape), int(dtype))
-    packed = pack(array, dtype)
-    ctypes.memmove(value.data_ptr(), packed.ctypes.data, packed.nbytes)
-    return value
-
-
-def from_ort(value: Any) -> Any:
-    """What an OrtValue holds: an array, a list of arrays, or None."""
-    if not value.has_value():
-        return None
-    if not value.is_tensor():
-        return value.numpy()
-    dtype = DType(value.element_type())
-    if dtype in _PLAIN:
-        return value.numpy()
-    size = value.tensor_size_in_bytes()
-    raw = np.frombuffer(ctypes.string_at(value.data_ptr(), size), np.uint8)
-    return unpack(raw, dtype, tuple(value.shape()))
-
-
-def _is_plain(type_: Type) -> bool:
-    """Whether ONNX Runtime itself turns values of this type into numpy arrays and back."""
-    if isinstance(type_, SequenceType):
-        return _is_plain(type_.element)
-    return not isinstance(type_, TensorType) or type_.dtype in _PLAIN
-
-
-_NUMBERED = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
-_PLACES = re.compile(r"/onnxruntime_src/\S+ |\S+\(\) |\bvirtual |\bstatic ")
-
-
-def one_line(error: BaseException) -> str:
-    """What ONNX Runtime has to say, without its own source lines, in one line."""
-    text = " ".join(_NUMBERED.sub("", str(error)).split())
-    if "/onnxruntime_src/" in text:  # a C++ signature: what follows it is the message
-        head, _, rest = text.partition("/onnxruntime_src/")
-        tail = re.sub(r"^.*?\)(?: const)?(?: \[with .*?\])? (?=[A-Z\"'(])", "", rest, count=1)
-        text = head + tail
-    return text[:500] + ("…" if len(text) > 500 else "")
+# sessions
 
 
 class _Session(Executable):
-    """A session. The graph that it was made from gives names, types and error messages."""
+    """A session.
 
-    def __init__(self, session: Any, keep: Sequence[Any], types: Mapping[str, Type], outputs: Mapping[str, Type], options: Mapping[str, Any]):
+    Args:
+        session: it.
+        inputs: names and types.
+        outputs: names and types.
+        facts: for the report.
+    """
+
+    def __init__(self, session: Any, inputs: Mapping[str, Type], outputs: Mapping[str, Type], facts: Mapping[str, Any]):
         self.session = session
-        self.inputs = list(types.items())
+        self.inputs = list(inputs.items())
         self.outputs = list(outputs)
-        self._keep = keep
-        self._types = dict(types)
-        self._options = dict(options)
-        self._plain = all(map(_is_plain, (*types.values(), *outputs.values())))
+        self._facts = dict(facts)
+        self._numpy = all(map(_is_numpy, (*inputs.values(), *outputs.values())))
 
     def run(self, inputs: Mapping[str, Any]) -> list[Any]:
+        """The outputs, in order."""
         try:
-            if self._plain:
+            if self._numpy:
                 return list(self.session.run(None, {n: _as_value(v) for n, v in inputs.items()}))
-            return self._run_with_values(inputs)
-        except PlanishError:
-            raise
+            arrays = {n: np.asarray(v) for n, v in inputs.items()}
+            feeds = {n: to_ort(a, DType.from_numpy(a.dtype)) for n, a in arrays.items()}
+            return [from_ort(v) for v in self.session.run_with_ort_values(None, feeds)]
         except Exception as error:
-            raise PlanishError(f"onnxruntime: {one_line(error)}") from error
-
-    def _run_with_values(self, inputs: Mapping[str, Any]) -> list[Any]:
-        feeds = {}
-        for name, value in inputs.items():
-            array = np.asarray(value)
-            feeds[name] = to_ort(array, DType.from_numpy(array.dtype))._ortvalue
-        values = self.session._sess.run_with_ort_values(feeds, list(self.outputs), None)
-        from onnxruntime import OrtValue
-
-        return [from_ort(OrtValue(v)) for v in values]
+            raise PlanishError(f"onnxruntime: {_one_line(error)}") from error
 
     def report(self) -> dict[str, Any]:
-        """The options that are set, and the number of nodes that the session runs where it is known."""
-        return {"backend": "onnxruntime", "providers": self.session.get_providers(), **self._options}
+        """The providers, and what it was compiled with."""
+        return {"backend": "onnxruntime", "providers": self.session.get_providers(), **self._facts}
 
 
-def _as_value(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return [_as_value(v) for v in value]
-    return value if value is None or isinstance(value, np.ndarray) else np.asarray(value)
+class _CompiledSession(_Session):
+    """A session for a graph that has been lowered.
+
+    Args:
+        session: it.
+        graph: the lowered graph.
+        stamp: the versions in its model.
+        keep: the weights, which the session does not own.
+        facts: for the report.
+    """
+
+    def __init__(self, session: Any, graph: Graph, stamp: Stamp, keep: Sequence[Any], facts: Mapping[str, Any]):
+        outputs = {o.name: v.type for o, v in zip(graph.output_info, graph.outputs, strict=True)}
+        super().__init__(session, {v.name: v.type for v in graph.inputs}, outputs, {"opset": stamp.opset, **facts})
+        self._graph = graph
+        self._stamp = stamp
+        self._keep = keep
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the lowered graph as an ONNX file, before ONNX Runtime's own optimizations."""
+        from .onnx_file import save
+
+        save(self._graph, path, opset=self._stamp.opset, ir_version=self._stamp.ir_version)
 
 
 class OnnxRuntime(Backend):
@@ -250,29 +177,21 @@ class OnnxRuntime(Backend):
     name = "onnxruntime"
 
     def missing(self) -> str | None:
+        """What to install, if it is not there."""
         return import_or_explain("onnxruntime")
 
     def lower(self, graph: Graph) -> Graph:
-        return self._lower(graph)[0]
+        """A copy of ``graph`` in what the installed ONNX Runtime implements."""
+        return self.lower_and_stamp(graph)[0]
 
-    def _lower(self, graph: Graph) -> tuple[Graph, Stamp]:
+    def lower_and_stamp(self, graph: Graph) -> tuple[Graph, Stamp]:
+        """The copy, and the versions to state when it is written as a model."""
         lowered = clone_graph(graph)
-        return lowered, legalize(lowered, _Target())
-
-    def stamp(self, graph: Graph) -> Stamp:
-        """The versions to state when ``graph``, which has been lowered, is written as a model."""
-        return legalize(graph, _Target())
+        return lowered, legalize(lowered, OrtTarget())
 
     def compile(self, graph: Graph, **options: Any) -> Executable:
-        """A session for ``graph``.
-
-        Args:
-            graph: the graph.
-            options: ``threads`` (0: all cores), ``providers``, ``level`` of ONNX Runtime's own optimizations (off, basic,
-                extended, all), ``spinning`` (whether idle threads wait busily), ``optimized_path`` (where to write the
-                graph as ONNX Runtime optimizes it), ``config`` (session configuration entries).
-        """
-        lowered, stamp = self._lower(graph)
+        """A session for ``graph``; for the options see `session_options`."""
+        lowered, stamp = self.lower_and_stamp(graph)
         weights = _Weights()
         model = to_proto(lowered, opset=stamp.opset, ir_version=stamp.ir_version, external=weights)
         settings = session_options(**options)
@@ -281,9 +200,7 @@ class OnnxRuntime(Backend):
             session = _session(model.SerializeToString(), settings, options.get("providers"))
         except Exception as error:
             raise _explain(error, lowered, stamp) from error
-        inputs = {v.name: v.type for v in lowered.inputs}
-        outputs = {o.name: v.type for o, v in zip(lowered.output_info, lowered.outputs, strict=True)}
-        return _Session(session, keep, inputs, outputs, options)
+        return _CompiledSession(session, lowered, stamp, keep, options)
 
     def load(self, path: str | os.PathLike[str], **options: Any) -> Executable:
         """A session for an ONNX file as it is."""
@@ -291,8 +208,8 @@ class OnnxRuntime(Backend):
         try:
             session = _session(os.fspath(path), settings, options.get("providers"))
         except Exception as error:
-            raise PlanishError(f"{os.fspath(path)}: {one_line(error)}") from error
-        return _Session(session, (), _arguments(session.get_inputs()), _arguments(session.get_outputs()), options)
+            raise PlanishError(f"{os.fspath(path)}: {_one_line(error)}") from error
+        return _Session(session, _arguments(session.get_inputs()), _arguments(session.get_outputs()), options)
 
 
 def session_options(
@@ -304,7 +221,19 @@ def session_options(
     optimized_path: str | os.PathLike[str] | None = None,
     config: Mapping[str, str] | None = None,
 ) -> Any:
-    """``onnxruntime.SessionOptions`` for the options of `OnnxRuntime.compile`."""
+    """``onnxruntime.SessionOptions``.
+
+    Args:
+        threads: the number of threads within an operator; 0 for all cores.
+        providers: the execution providers, as ONNX Runtime takes them.
+        level: of ONNX Runtime's own optimizations: off, basic, extended, all.
+        spinning: whether idle threads wait busily.
+        optimized_path: where to write the graph as ONNX Runtime has optimized it.
+        config: session configuration entries.
+
+    Raises:
+        PlanishError: there is no such level.
+    """
     import onnxruntime
 
     if level not in _LEVELS:
@@ -334,39 +263,42 @@ def _arguments(arguments: Iterable[Any]) -> dict[str, Type]:
 
 
 def _parse_type(text: str, shape: Sequence[Any]) -> Type:
-    from ..ir.dims import fresh, sym
-    from ..ir.types import UNKNOWN
-
-    matched = re.fullmatch(r"tensor\((\w+)\)", text)
-    if matched is None or matched[1].upper() not in DType.__members__:
-        return SequenceType(_parse_type(text[4:-1], shape)) if text.startswith("seq(") else UNKNOWN
-    dims = tuple(d if isinstance(d, int) else sym(d) if d else fresh() for d in shape)
-    return TensorType(DType[matched[1].upper()], dims)
+    if text.startswith("seq("):
+        return SequenceType(_parse_type(text[4:-1], shape))
+    name = text.removeprefix("tensor(").removesuffix(")").upper()
+    if name not in DType.__members__:
+        return UNKNOWN
+    return TensorType(DType[name], tuple(d if isinstance(d, int) else sym(d) if d else fresh() for d in shape))
 
 
 # errors
+
+_STATUS = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
+_PLACE = re.compile(r"/onnxruntime_src/\S+:\d+ ")
+_SIGNATURE_END = re.compile(r"(?:::<lambda\(.*?\)>)?(?: const)?(?: \[with [^\]]*\])? *")
+
+
+def _one_line(error: BaseException) -> str:
+    """What ONNX Runtime has to say, in one line, without the place in its own sources."""
+    text = " ".join(_STATUS.sub("", str(error)).split())
+    place = _PLACE.search(text)
+    if place is not None:  # followed by the signature of a C++ function
+        depth, end = 0, place.end()
+        for end in range(place.end(), len(text)):
+            depth += (text[end] == "(") - (text[end] == ")")
+            if text[end] == ")" and depth == 0:
+                break
+        text = text[: place.start()] + _SIGNATURE_END.sub("", text[end + 1 :], count=1)
+    return text[:500] + ("…" if len(text) > 500 else "")
 
 
 def _explain(error: BaseException, graph: Graph, stamp: Stamp) -> PlanishError:
     """The error of a session that did not come about: if kernels are missing, with all nodes that lack one."""
     if "NOT_IMPLEMENTED" in str(error):
-        lacking = [p for n in graph.walk() if (p := _lacks_kernel(n, stamp.opset)) is not None]
+        lacking = [p for n in graph.walk() if (p := lacks_kernel(n, stamp.opset)) is not None]
         if lacking:
             return LoweringError("onnxruntime", lacking)
-    return PlanishError(f"onnxruntime: {one_line(error)}")
-
-
-def _lacks_kernel(node: Node, opset: int) -> Problem | None:
-    revision = None if node.domain else revision_at(node.op, opset)
-    if revision is None or revision.has_body:
-        return None
-    operands = [(v, f) for v, f in zip(node.operands, revision.inputs, strict=False)]
-    results = [(v, f) for v, f in zip(node.results, revision.outputs, strict=False)]
-    types = {f.variable: f"tensor({v.dtype.text})" for v, f in (*operands, *results) if v is not None and f.variable and v.dtype}
-    for _, _, constraints in _kernels_for("", node.op, revision.since):
-        if all(v not in constraints or t in constraints[v] for v, t in types.items()):
-            return None
-    return Problem(node, f"no kernel for {', '.join(sorted(set(types.values()))) or 'these types'}")
+    return PlanishError(f"onnxruntime: {_one_line(error)}")
 
 
 BACKEND = OnnxRuntime

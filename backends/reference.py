@@ -15,26 +15,38 @@ from ..ir.errors import PlanishError
 from ..ir.graph import Graph, Node
 from ..ir.schema import canonical_opset
 from .base import Backend, Executable
-from .legalize import legalize
+from .legalize import legalize, revision_at
 
 __all__ = ["BACKEND", "Reference"]
 
 
+_MODULES = {
+    "": "ops",
+    "ai.onnx.ml": "ops.aionnxml",
+    "ai.onnx.preview": "ops.aionnx_preview",
+    "ai.onnx.preview.training": "ops.aionnx_preview_training",
+}
+
+
 class _Target:
-    """What onnx.reference evaluates, at the canonical opset: of operators that it lacks, it evaluates function bodies."""
+    """What onnx.reference evaluates at the canonical opset."""
 
     name = "reference"
     ir_version = 1 << 30
 
     @property
     def opset(self) -> int:
+        """The newest version of the standard operators."""
         return canonical_opset()
 
-    def runs(self, node: Node, since: int) -> bool:
+    def since(self, op: str, opset: int) -> int:
+        """The version of the definition of ``op`` in version ``opset``."""
+        revision = revision_at(op, opset)
+        return 0 if revision is None else revision.since
+
+    def runs(self, node: Node, since: int, opset: int) -> bool:  # noqa: ARG002 - it implements every version
+        """Whether it has an implementation."""
         return _is_implemented(node.domain, node.op_type)
-
-
-_MODULES = {"": "ops", "ai.onnx.ml": "ops.aionnxml", "ai.onnx.preview": "ops.aionnx_preview", "ai.onnx.preview.training": "ops.aionnx_preview_training"}
 
 
 @cache
@@ -61,6 +73,7 @@ class _ReferenceExecutable(Executable):
         self._evaluator = ReferenceEvaluator(model)
 
     def run(self, inputs: Mapping[str, Any]) -> list[Any]:
+        """The outputs, in order."""
         missing = [name for name, _ in self.inputs if name not in inputs and name not in self.defaults]
         if missing:
             raise PlanishError(f"no value for input {missing[0]!r}")
@@ -68,10 +81,9 @@ class _ReferenceExecutable(Executable):
         try:
             with np.errstate(all="ignore"):
                 return list(self._evaluator.run(None, feeds))
-        except PlanishError:
-            raise
         except Exception as error:  # whatever an operator's Python code ran into
-            raise PlanishError(f"reference: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from error
+            message = " ".join(str(error).split())[:500]
+            raise PlanishError(f"reference: {type(error).__name__}: {message}") from error
 
 
 def _as_value(value: Any) -> Any:
@@ -84,11 +96,13 @@ class Reference(Backend):
     name = "reference"
 
     def lower(self, graph: Graph) -> Graph:
+        """A copy of ``graph`` in what onnx.reference implements."""
         lowered = clone_graph(graph)
         legalize(lowered, _Target())
         return lowered
 
     def compile(self, graph: Graph, **options: Any) -> Executable:
+        """An evaluator; there are no options."""
         if options:
             raise PlanishError(f"reference has no option {next(iter(options))!r}")
         lowered = self.lower(graph)

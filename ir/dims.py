@@ -21,6 +21,7 @@ __all__ = [
     "dim_mod",
     "fresh",
     "fresh_integer",
+    "is_clipped",
     "is_known",
     "is_non_negative",
     "parse_dim",
@@ -29,12 +30,6 @@ __all__ = [
 ]
 
 Monomial = tuple[str, ...]  # sorted atoms, repeated for powers; () is the constant term
-
-# what an expression may grow to before it becomes an unknown size: models are untrusted, and their arithmetic can double
-_MAX_TERMS = 128
-_MAX_DEGREE = 32
-_MAX_TEXT = 1000  # characters of an atom
-_MAX_COEFFICIENT = 1 << 63
 
 # What grows beyond these limits becomes an unknown integer, so that no graph makes expressions explode.
 _MAX_TERMS = 64
@@ -77,8 +72,6 @@ class Sym:
             if other == 1:
                 return self
             return _normal({monomial: c * other for monomial, c in self.terms.items()})
-        if len(self.terms) * len(other.terms) > _MAX_TERMS:
-            return fresh()
         terms: dict[Monomial, int] = {}
         for m1, c1 in self.terms.items():
             for m2, c2 in other.terms.items():
@@ -124,6 +117,7 @@ Dim = int | Sym
 
 _counter = itertools.count()
 _SYMBOLS: dict[str, Sym] = {}
+_OPERATIONS: dict[str, tuple[str, Dim, Dim]] = {}  # by atom: the function and what it is applied to
 _SIGNED: set[str] = set()  # operations that may be negative; every other atom is a size
 
 
@@ -196,11 +190,19 @@ def _exact_quotient(a: Sym, b: Dim) -> Dim | None:
 
 def _opaque(function: str, a: Dim, b: Dim, *, non_negative: bool) -> Dim:
     text = f"{function}({a},{b})"
-    if len(text) > _MAX_TEXT:
-        return fresh() if non_negative else fresh_integer()
-    if not non_negative:
-        _SIGNED.add(text)
+    if text not in _OPERATIONS:
+        if len(text) > _MAX_TEXT:
+            return fresh() if non_negative else fresh_integer()
+        _OPERATIONS[text] = (function, a, b)
+        if not non_negative:
+            _SIGNED.add(text)
     return sym(text)
+
+
+def is_clipped(dim: Dim, size: Dim) -> bool:
+    """Whether ``dim`` is ``min(size, n)`` for an integer ``n`` of at least 1."""
+    function, a, b = _OPERATIONS.get(dim.name or "", ("", 0, 0)) if isinstance(dim, Sym) else ("", 0, 0)
+    return function == "min" and ((a == size and isinstance(b, int) and b > 0) or (b == size and isinstance(a, int) and a > 0))
 
 
 def dim_floordiv(a: Dim, b: Dim) -> Dim:

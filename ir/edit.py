@@ -39,23 +39,26 @@ class Event:
         self.value = value
 
     def undo(self) -> None:
-        """Take the edit back; everything after it must have been taken back before."""
+        """Take the edit back; everything after it must have been taken back before. That is an edit, too."""
+        node = self.node
         match self.kind:
             case "insert":
-                assert self.node is not None
-                _unlink(self.node)
+                assert node is not None
+                graph, following = node.graph, node.next
+                _unlink(node)
+                _emit(graph, Event("erase", node, following))
             case "erase":
-                assert self.node is not None
-                _link(self.node, self.key)
+                assert node is not None
+                insert(node, self.key)
             case "operands":
-                assert self.node is not None
-                _change_operands(self.node, self.old)
+                assert node is not None
+                set_operands(node, self.old)
             case "attr":
-                assert self.node is not None
-                _change_attr(self.node, self.key, self.old)
+                assert node is not None
+                set_attr(node, self.key, self.old)
             case "type":
                 assert self.value is not None
-                self.value.type, self.value.content = self.old
+                set_type(self.value, *self.old)
 
 
 Listener = Callable[[Event], None]
@@ -152,19 +155,28 @@ def _change_operands(node: Node, operands: tuple[Value | None, ...]) -> None:
 
 
 def _change_attr(node: Node, name: str, value: Any) -> None:
-    if node.graphs and isinstance(node.attrs.get(name), Graph):
-        _drop_uses_of_graph(node.attrs[name])
+    for graph in _graphs_in(node.attrs.get(name)):
+        _drop_uses_of_graph(graph)
     if value is _ABSENT:
         node.attrs.pop(name, None)
     else:
         node.attrs[name] = value
-    if node.graphs or isinstance(value, Graph):
+    added = _graphs_in(value)
+    if node.graphs or added:
         node._adopt_graphs()
-        if isinstance(value, Graph) and node.graph is not None:
-            _drop_uses_of_graph(value)
-            for inner in value.nodes:
-                _add_uses(inner)
-            _add_uses(value.ret)
+        if node.graph is not None:
+            for graph in added:
+                _drop_uses_of_graph(graph)
+                for inner in graph.nodes:
+                    _add_uses(inner)
+                _add_uses(graph.ret)
+
+
+def _graphs_in(value: Any) -> tuple[Graph, ...]:
+    """The graphs that an attribute holds."""
+    if isinstance(value, Graph):
+        return (value,)
+    return value if isinstance(value, tuple) and value and isinstance(value[0], Graph) else ()
 
 
 def _drop_uses_of_graph(graph: Graph) -> None:
@@ -270,7 +282,8 @@ def floating(values: Iterable[Value]) -> list[Node]:
             found[node] = None
             continue
         stack.append((node, True))
-        captured = (inner.operands for graph in node.graphs for inner in graph.walk()) if node.graphs else ()
+        nested = [graph for outer in node.graphs for graph in outer.walk_graphs()]
+        captured = (inner.operands for graph in nested for inner in (*graph.nodes, graph.ret))
         for operands in (node.operands, *captured):
             stack.extend((o.producer, False) for o in operands if o is not None and o.producer is not None and o.producer.graph is None)
     return list(found)
@@ -332,8 +345,8 @@ class Transaction:
             self.graph.listeners.remove(self.events.append)
 
     def rollback(self) -> None:
-        """Take back every edit of the journal."""
-        for event in reversed(self.events):
+        """Take back every edit of the journal. For other listeners, transactions around this one too, that is edits."""
+        for event in self.events[::-1]:
             event.undo()
         self.events.clear()
 

@@ -19,7 +19,8 @@ def origin_of(node: Node) -> Origin:
     metadata = node.metadata or {}
     rules = tuple(r for r in metadata.get(RULES_KEY, "").split(",") if r) + node.rules
     source = innermost_frame(metadata.get("pkg.torch.onnx.stack_trace", ""))
-    return Origin(source, _module_path(metadata.get("pkg.torch.onnx.name_scopes", "")), (node.name,) if node.name else (), rules)
+    module = _module_path(metadata.get("pkg.torch.onnx.name_scopes", ""))
+    return Origin(source, module, (node.name,) if node.name else (), rules)
 
 
 def innermost_frame(trace: str) -> str:

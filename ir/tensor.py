@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from typing import ClassVar
 from weakref import WeakValueDictionary
 
@@ -113,7 +114,7 @@ class DataFile:
     """A file in which tensors lie, told apart from any other that its path may come to mean.
 
     It is open only while it is read; if it has been changed or replaced in between, that is an error and not other
-    numbers. Whoever is about to replace a file calls `pin` on the one `known` for the path, so that its tensors live on.
+    numbers. Whoever is about to replace a file calls `pin` on the one `known` for the path: then its tensors live on.
 
     Attributes:
         path: where it was found.
@@ -211,7 +212,8 @@ class FileTensor(Tensor):
         self.offset = offset
         self.length = self.nbytes
         if offset < 0 or offset + self.length > file.size:
-            raise TensorError(f"tensor {name!r}: needs bytes {offset} to {offset + self.length} of {file.path.name}, which has {file.size}")
+            needed = f"bytes {offset} to {offset + self.length} of {file.path.name}"
+            raise TensorError(f"tensor {name!r}: needs {needed}, which has {file.size}")
 
     def numpy(self) -> np.ndarray:
         """Mapped, not read: pages come in when touched."""
@@ -254,9 +256,11 @@ class LazyTensor(Tensor):
     Args:
         compute: called with the arrays of ``inputs``; returns an array of ``dtype`` and ``shape``.
         inputs: the tensors it reads.
+        recipe: the operator and its attributes that compute the same from ``inputs``, if there is one: so a file may hold
+            the computation instead of the result.
     """
 
-    __slots__ = ("compute", "inputs")
+    __slots__ = ("compute", "inputs", "recipe")
 
     def __init__(
         self,
@@ -265,10 +269,13 @@ class LazyTensor(Tensor):
         dtype: DType,
         shape: tuple[int, ...],
         name: str = "",
+        *,
+        recipe: tuple[str, dict[str, Any]] | None = None,
     ):
         super().__init__(dtype, shape, name)
         self.compute = compute
         self.inputs = inputs
+        self.recipe = recipe
 
     def numpy(self) -> np.ndarray:
         array = np.asarray(self.compute(*(t.numpy() for t in self.inputs)))

@@ -115,10 +115,14 @@ class Names:
 
     def __getitem__(self, value: Value) -> str:
         """The name of ``value`` as written; a value from elsewhere (in a broken graph) gets one too."""
-        name = self._names.get(value)
-        return _written(self._name(value, _hint(value)) if name is None else name)
+        return _written(self.plain(value))
 
-    def _name(self, value: Value, hint: str) -> str:
+    def plain(self, value: Value) -> str:
+        """The name of ``value`` without quotes."""
+        name = self._names.get(value)
+        return self._assign(value, _hint(value)) if name is None else name
+
+    def _assign(self, value: Value, hint: str) -> str:
         name = self._names[value] = self.reserve(hint)
         return name
 
@@ -142,15 +146,15 @@ class Names:
         """
         before = len(self._names)
         for value in graph.inputs:
-            self._name(value, _hint(value) if nested or not value.name else value.name)
+            self._assign(value, _hint(value) if nested or not value.name else value.name)
         outputs = self._name_outputs(graph, nested)
         for value in graph.constants() if not nested else ():
             if value not in self._names:
-                self._name(value, _hint(value))
+                self._assign(value, _hint(value))
         for node in graph.nodes:
             for result in node.results:
                 if result not in self._names:
-                    self._name(result, _hint(result))
+                    self._assign(result, _hint(result))
         return outputs, list(islice(reversed(self._names), len(self._names) - before))
 
     def _name_outputs(self, graph: Graph, nested: bool) -> list[str]:
@@ -160,7 +164,7 @@ class Names:
             ours = value.producer is not None and value.producer.graph is graph
             hint = _identifier(info.name) if nested or not info.name else info.name
             if value not in self._names and (ours or (value.const is not None and not nested)):
-                outputs.append(self._name(value, hint if info.name else _hint(value)))
+                outputs.append(self._assign(value, hint if info.name else _hint(value)))
                 continue
             name = self._names.get(value)
             if name is not None and name not in outputs and (name == info.name or (nested and value.graph is graph)):
@@ -169,10 +173,11 @@ class Names:
                 outputs.append(self.reserve(hint))
         return outputs
 
-    def leave(self, values: list[Value]) -> None:
-        """Free the names of a nested graph for its siblings."""
+    def leave(self, outputs: list[str], values: list[Value]) -> None:
+        """Free the names of a nested graph, as `enter` returned them, for its siblings."""
         for value in values:
             self._taken.discard(self._names.pop(value))
+        self._taken.difference_update(outputs)
         self._next.clear()
 
 
@@ -335,9 +340,7 @@ class _Printer:
         head = f"{title} ({', '.join(inputs)}) => ({', '.join(returned)})"
         header = self._header(graph, nested, indent)
         if nested:
-            for name in outputs:
-                names._taken.discard(name)
-            names.leave(named)
+            names.leave(outputs, named)
         body = "\n".join(lines)
         return f"{head}{header} {{\n{body}\n{indent}}}" if lines else f"{head}{header} {{\n{indent}}}"
 
@@ -512,8 +515,8 @@ def _text_error(error: Exception) -> TextError:
     raw = error.args[0] if error.args else ""
     message = raw.decode("utf-8", "replace") if isinstance(raw, bytes) else str(raw)
     found = re.search(r"\(line: (\d+) column: (\d+)\)\]\s*(?:Error context: (.*?)\n)?(.*)\Z", message, re.DOTALL)
-    if found is None:
-        return TextError(" ".join(message.split()) or type(error).__name__)
+    if found is None:  # the C++ functions that read numbers give no more than their names
+        return TextError("a number is out of range" if "sto" in message else " ".join(message.split()))
     line, column, context, problem = found.groups()
     near = " ".join((context or "").split())
     near = f" in {near if len(near) <= 80 else near[:79] + '…'!r}" if near else ""

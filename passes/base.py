@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from ..ir import Graph, Node
+from ..ir.errors import PlanishError
 from .numerics import Exact, Numerics
 from .rewrite import RuleIndex, rewrite
 from .rules import Replacement, Rule
@@ -24,7 +25,7 @@ __all__ = ["Context", "Failure", "Observer", "Pass", "PassError", "PassResult", 
 Arrays = Mapping[str, Any]
 
 
-class PassError(Exception):
+class PassError(PlanishError):
     """A pass cannot do what it was asked to; the message says why and what to do."""
 
 

@@ -275,7 +275,7 @@ class Operation(Pattern):
 
     def step_node(self, node: Node, m: Match, rest: Goals) -> Any:
         """Match the node itself: attributes now, operands as new goals."""
-        if not m.explain and self.heads and not self._heads_fit(node):
+        if not m.explain and self.heads and not self.heads_fit(node):
             return False
         if not self._bind_attributes(node, m):
             return m.fail(f"attributes of {self.op} differ", node)
@@ -298,7 +298,7 @@ class Operation(Pattern):
             rest = (pattern, operand, rest)
         return rest if operands else _NEXT
 
-    def _heads_fit(self, node: Node) -> bool:
+    def heads_fit(self, node: Node) -> bool:
         """A quick look at what the operands are computed by, which rules out most nodes."""
         producers = [o.producer.op if o is not None and o.producer is not None else "" for o in node.operands]
         if self.op in COMMUTATIVE:

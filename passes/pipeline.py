@@ -17,6 +17,7 @@ from typing import Any
 
 from ..ir import Graph
 from ..ir.edit import Transaction
+from ..ir.errors import PlanishError
 from .base import Context, Failure, Pass, PassResult
 from .registry import find_pass, find_recipe
 
@@ -25,7 +26,7 @@ __all__ = ["Fixpoint", "Pipeline", "PipelineError", "format_options"]
 _MAX_ROUNDS = 20
 
 
-class PipelineError(ValueError):
+class PipelineError(PlanishError):
     """The text is no pipeline; the message points at the place."""
 
 

@@ -63,7 +63,7 @@ def _builtin(name: str) -> type[Pass] | None:
                 raise
             continue
         cls = getattr(module, _class_name(name), None)
-        if isinstance(cls, type) and issubclass(cls, Pass):
+        if isinstance(cls, type) and issubclass(cls, Pass) and full != f"{__package__}.pipeline":
             return cls
     return None
 

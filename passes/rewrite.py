@@ -7,11 +7,13 @@ indexed under the node's operator.
 
 from __future__ import annotations
 
+import gc
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..ir import Graph, Node, TensorType, Value, edit
+from ..ir.dims import Dim
 from ..ir.edit import Event
 from ..ir.infer.engine import IllTyped, infer_contents, infer_types, merge_content
 from ..ir.types import compatible, merge
@@ -22,7 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = ["NotTerminating", "RuleIndex", "rewrite"]
 
-_BROADCASTING = frozenset("Add Sub Mul Div Pow Mod Min Max Sum Mean And Or Xor Where Expand PRelu".split())
+_BROADCASTING = frozenset(
+    "Add Sub Mul Div Pow Mod Min Max Sum Mean And Or Xor Where Expand PRelu Equal Less LessOrEqual Greater GreaterOrEqual "
+    "BitwiseAnd BitwiseOr BitwiseXor BitShift".split()
+)
 _REWRITES_PER_NODE = 40  # more than this on average means that rules undo each other
 
 
@@ -133,15 +138,24 @@ def _fits(old: Value, new: Value, root: Node) -> str | None:
     that was there before must provably have them, or ``x * ones`` would lose its broadcast."""
     if not compatible(old.type, new.type):
         return f"the right side is {new.type}, not {old.type}"
-    if new.producer is not None and new.producer.graph is None:
-        return None
     a, b = old.type, new.type
-    if isinstance(a, TensorType) and isinstance(b, TensorType):
-        if a.dtype != b.dtype and a.dtype:
-            return f"the right side is {b}, not {a}"
-        if a.shape != b.shape and (a.shape is not None or root.op in _BROADCASTING) and not _refines(a, b, root):
-            return f"the right side is {b}, which is not provably {a}"
-    return None
+    if not isinstance(a, TensorType) or not isinstance(b, TensorType):
+        return None
+    broadcasts = root.op in _BROADCASTING
+    if new.producer is not None and new.producer.graph is None:
+        fits = not broadcasts or a.shape is None or b.shape is None or all(map(_may_equal, a.shape, b.shape))
+    elif a.dtype != b.dtype and a.dtype:
+        return f"the right side is {b}, not {a}"
+    elif a.shape is None and b.shape is None:
+        fits = not broadcasts or all(o is new or o is None or o.rank == 0 for o in root.operands)
+    else:
+        fits = a.shape == b.shape or (a.shape is None and not broadcasts) or _refines(a, b, root)
+    return None if fits else f"the right side is {b}, which is not provably {a}"
+
+
+def _may_equal(old: Dim, new: Dim) -> bool:
+    """Whether ``new`` may be trusted to be ``old``, a dimension of a broadcast: it must not claim to be another one."""
+    return old == new or (not isinstance(new, int) and new.mentions_anonymous)
 
 
 def _refines(old: TensorType, new: TensorType, root: Node) -> bool:
@@ -221,6 +235,8 @@ def rewrite(graph: Graph, rules: RuleIndex | Sequence[Rule], ctx: Context, seeds
     count = 0
     listeners = graph.root.listeners
     listeners.append(worklist)
+    collecting = gc.isenabled()
+    gc.disable()  # it would walk the whole graph again and again, and finds nothing before the journal is gone
     try:
         while worklist.queue:
             node = worklist.pop()
@@ -242,6 +258,8 @@ def rewrite(graph: Graph, rules: RuleIndex | Sequence[Rule], ctx: Context, seeds
                 raise NotTerminating(f"{count} rewrites; the last rule was {candidate.name}")
     finally:
         listeners.remove(worklist)
+        if collecting:
+            gc.enable()
     return count
 
 

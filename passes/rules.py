@@ -71,14 +71,6 @@ class Rule:
         """
         raise NotImplementedError
 
-    def _guarded(self, explain: Match | None, node: Node, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return self.function(*args, **kwargs)
-        except (NoMatch, IllTyped) as reason:
-            if explain is not None:
-                explain.reached = (1 + len(explain.nodes), str(reason), node)
-            return None
-
     def __repr__(self) -> str:
         return f"<rule {self.name}>"
 
@@ -97,8 +89,11 @@ class PatternRule(Rule):
         self.parameters = tuple(p for p in parameters if p != "match")
         self.wants_match = "match" in parameters
         self.ops = frozenset(_root_ops(self.roots[0]))
+        self._quick = self.roots[0] if isinstance(self.roots[0], Operation) and self.roots[0].heads else None
 
     def attempt(self, node: Node, explain: Match | None = None) -> Replacement | None:
+        if explain is None and self._quick is not None and not self._quick.heads_fit(node):
+            return None
         m = explain if explain is not None else Match()
         if not match(self.roots, node, m):
             return None
@@ -106,7 +101,12 @@ class PatternRule(Rule):
         arguments = {name: captures.get(name) for name in self.parameters}
         if self.wants_match:
             arguments["match"] = m
-        result = self._guarded(explain, node, **arguments)
+        try:
+            result = self.function(**arguments)
+        except (NoMatch, IllTyped) as reason:
+            if explain is not None:
+                explain.reached = (1 + len(m.nodes), str(reason), node)
+            return None
         if result is None:
             return None
         if len(m.roots) == 1:
@@ -122,12 +122,21 @@ class NodeRule(Rule):
         self.ops = frozenset(ops) or None
 
     def attempt(self, node: Node, explain: Match | None = None) -> Replacement | None:
-        result = self._guarded(explain, node, node)
+        try:
+            result = self.function(node)
+        except (NoMatch, IllTyped) as reason:
+            if explain is not None:
+                explain.reached = (1 + len(explain.nodes), str(reason), node)
+            return None
         return None if result is None else Replacement(self, [node], [_per_result(node, result)])
 
 
 def _per_result(node: Node, result: Any) -> tuple[Value | None, ...]:
     values = tuple(result) if isinstance(result, tuple | list) else (result,)
+    while len(values) > len(node.results) and values[-1] is None:  # for results that this node does not have
+        values = values[:-1]
+    if len(values) > len(node.results):
+        raise TypeError(f"{len(values)} values for the {len(node.results)} results of {node.op}")
     return values + (None,) * (len(node.results) - len(values))
 
 

@@ -17,6 +17,7 @@ def main() -> int:
     parser.add_argument("--examples", type=int, default=50, help="in how many graphs a rule has to fire (default 50)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-q", "--quiet", action="store_true", help="failures in one line")
+    parser.add_argument("-v", "--verbose", action="store_true", help="say where inference and evaluation disagree")
     options = parser.parse_args()
     failed = 0
     for rule in all_rules():
@@ -24,7 +25,12 @@ def main() -> int:
             continue
         started = time.perf_counter()
         try:
-            line = f"ok    {check_rule(rule, examples=options.examples, seed=options.seed)}"
+            report = check_rule(rule, examples=options.examples, seed=options.seed)
+            line = f"ok    {report}"
+            if options.verbose:
+                line += f" ({report.rejected.total()} rejected)"
+                line += "".join(f"\n      {n} x rejected: {why}" for why, n in report.rejected.most_common(3))
+                line += "".join(f"\n      contradiction: {c}" for c in list(report.contradictions)[:5])
         except RuleError as error:
             failed += 1
             text = str(error)

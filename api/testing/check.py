@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import traceback
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -19,7 +21,8 @@ from planish.passes.rules import Rule
 from .compare import difference
 from .draw import Array, Draw, Reject
 from .evaluate import Environment, EvaluationError, evaluate_graph, look_up
-from .instances import draw_instance
+from .instances import draw_instance, hints_for
+from .neighbours import Hints
 from .samplers import NoSampler
 from .sketch import TypeContradiction, check_type
 
@@ -47,15 +50,18 @@ class RuleReport:
         fired: in how many random graphs the rule fired.
         drawn: how many random graphs were built.
         examples: how many of the rule's own examples it was run on.
+        rejected: why graphs were given up while they were built.
         refused: why it did not fire in others, most frequent first.
+        contradictions: where shape inference and evaluation of a left side disagreed.
     """
 
     rule: str
     fired: int = 0
     drawn: int = 0
     examples: int = 0
-    rejected: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
+    contradictions: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:
         given = f", {self.examples} examples" if self.examples else ""
@@ -81,18 +87,19 @@ def check_rule(rule: Rule, *, examples: int = 50, seed: int = 0) -> RuleReport:
     report = RuleReport(rule.name)
     _check_own_examples(rule, report, seed)
     missing = ""
+    hints = hints_for(rule)
     for attempt in range(examples * _ATTEMPTS):
         if report.fired >= examples or (report.drawn > examples * _ATTEMPTS // 4 and report.fired == 0):
             break
         failure = None
         try:
-            failure = _attempt(rule, f"{seed}/{rule.name}/{attempt}", report)
+            failure = _attempt(rule, f"{seed}/{rule.name}/{attempt}", report, hints)
         except NoSampler as error:
             missing = str(error)
-            if report.rejected + report.drawn == 0:
+            if not report.rejected and not report.drawn:
                 break
         if failure is not None:
-            raise RuleError(_smallest(rule, failure, seed).text)
+            raise RuleError(_smallest(rule, failure, seed, hints).text)
     if report.fired < _LEAST and not report.examples:
         raise VacuousRule(_vacuous(rule, report, missing))
     return report
@@ -114,18 +121,26 @@ class _Failure:
     size: tuple[int, int]
 
 
-def _attempt(rule: Rule, seed: str, report: RuleReport, *, small: bool = False) -> _Failure | None:
+def _attempt(rule: Rule, seed: str, report: RuleReport, hints: Hints, *, small: bool = False) -> _Failure | None:
     draw = Draw(seed, small=small)
     if not isinstance(rule.numerics, Exact):
         draw.special = False  # reordered sums may treat infinities differently
     try:
-        instance = draw_instance(rule, draw)
+        instance = draw_instance(rule, draw, hints)
         before = evaluate_graph(instance.graph, instance.inputs)
-    except (Reject, EvaluationError):
-        report.rejected += 1
+    except (Reject, EvaluationError) as error:
+        report.rejected[str(error)] += 1
+        return None
+    except TypeContradiction as error:  # no fault of the rule: `tests/ir` has to find these
+        report.contradictions[str(error)] += 1
         return None
     report.drawn += 1
-    return _compare(rule, instance.graph, instance.inputs, before, instance.size, report, f"seed {seed}")
+    ops = [node.op for node in instance.graph.walk()]
+    so_far = report.fired
+    failure = _compare(rule, instance.graph, instance.inputs, before, instance.size, report, f"seed {seed}")
+    if report.fired > so_far:
+        hints.reward(ops)
+    return failure
 
 
 def _compare(
@@ -159,6 +174,9 @@ def _rewrite_and_compare(
         rewrite(graph, [rule], ctx)
     except NotTerminating:
         return 1, "it keeps firing"
+    except Exception as error:  # a rule may raise anything but NoMatch and IllTyped only when it is wrong
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        return 1, f"it raises {type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
     fired = ctx.results[0].fired[rule.name]
     if not fired:
         _note_refusal(rule, graph, report)
@@ -209,13 +227,13 @@ def _scale(environment: Environment) -> float:
     return largest
 
 
-def _smallest(rule: Rule, failure: _Failure, seed: int) -> _Failure:
+def _smallest(rule: Rule, failure: _Failure, seed: int, hints: Hints) -> _Failure:
     """The smallest of some more failures."""
     ignored = RuleReport(rule.name)
     for attempt in range(_SHRINKING):
         try:
-            other = _attempt(rule, f"{seed}/{rule.name}/small/{attempt}", ignored, small=True)
-        except (NoSampler, TypeContradiction):
+            other = _attempt(rule, f"{seed}/{rule.name}/small/{attempt}", ignored, hints, small=True)
+        except NoSampler:
             continue
         if other is not None and other.size < failure.size:
             failure = other

@@ -36,7 +36,7 @@ def difference(actual: Any, expected: Any, numerics: Numerics, scale: float = 0.
         return f"NaN or infinities differ: {_first(a, e, ~np.isclose(a, e, equal_nan=True))}"
     if not finite.any():
         return None
-    error = np.abs(a - e, where=finite, out=np.zeros_like(e))
+    error = np.abs(np.where(finite, a, 0) - np.where(finite, e, 0))
     bound = _bound(numerics, eps, float(np.abs(e[finite]).max()), scale)
     if float(error.max()) <= bound:
         return None

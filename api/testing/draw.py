@@ -34,6 +34,7 @@ class Draw:
         small: keep everything as small as possible, to find a minimal failing example.
         special: put NaN, infinities and zeros among floating-point data.
         empty: let some dimensions be 0.
+        integers: prefer integers as data.
     """
 
     def __init__(self, seed: str, *, small: bool = False):
@@ -42,6 +43,7 @@ class Draw:
         self.small = small
         self.special = self.chance(0.12)
         self.empty = self.chance(0.08)
+        self.integers = False
 
     def chance(self, probability: float) -> bool:
         """True with ``probability``."""
@@ -69,6 +71,8 @@ class Draw:
         known = [d for d in _DTYPE_WEIGHTS if d in set(allowed)]
         if not known:
             raise Reject("no dtype that can be drawn")
+        if self.integers and DType.INT64 in known and self.chance(0.7):
+            return DType.INT64
         return self.random.choices(known, [_DTYPE_WEIGHTS[d] for d in known])[0]
 
     def dim(self) -> int:

@@ -17,6 +17,8 @@ import numpy as np
 from planish.ir import DType, Graph, Node, Tensor, Value
 from planish.ir.schema import canonical_opset
 
+from .pooling import can_pool, pool
+
 __all__ = ["Environment", "EvaluationError", "evaluate_graph", "evaluate_node"]
 
 Array = np.ndarray
@@ -105,6 +107,11 @@ def evaluate_node(node: Node, operands: Sequence[Any]) -> list[Any]:
         EvaluationError: the operands do not fit, the result is undefined, or there is no kernel.
     """
     _refuse_undefined(node, operands)
+    if node.op in ("MaxPool", "AveragePool") and can_pool(node):
+        try:
+            return [pool(node, operands[0])]
+        except ValueError as error:
+            raise EvaluationError(f"{node.op}: {error}") from error
     attrs = tuple((k, type(v), _key(v)) for k, v in sorted(node.attrs.items()))  # with the type, because 1 == 1.0
     present = tuple(o is not None for o in operands)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
@@ -122,12 +129,15 @@ def evaluate_node(node: Node, operands: Sequence[Any]) -> list[Any]:
 
 def _refuse_undefined(node: Node, operands: Sequence[Any]) -> None:
     """Leave out what the standard leaves to the implementation."""
+    if any(o is None for o in operands[:2]):
+        return
     if node.op in ("Div", "Mod") and operands[1].dtype.kind in "iu" and not np.all(operands[1]):
         raise EvaluationError("integer division by zero")
-    if node.op == "Cast" and operands[0].dtype.kind == "f":
-        to = DType(node.attrs["to"])
-        low = 0 if not to.is_signed else -(2.0 ** (to.bits - 1))
-        if to.is_integer and not np.all(np.isfinite(operands[0]) & (operands[0] >= low) & (operands[0] < 2.0 ** (to.bits - to.is_signed))):
+    if node.op in ("Cast", "CastLike") and operands[0].dtype.kind == "f":
+        to = DType(node.attrs["to"]) if node.op == "Cast" else DType.from_numpy(operands[1].dtype)
+        x = operands[0].astype(np.float64)
+        low = -(2.0 ** (to.bits - 1)) if to.is_signed else 0.0
+        if to.is_integer and not np.all(np.isfinite(x) & (x >= low) & (x < 2.0 ** (to.bits - to.is_signed))):
             raise EvaluationError("a conversion out of range")
     if node.op == "Pow" and operands[0].dtype.kind in "iu" and np.any(operands[1] < 0):
         raise EvaluationError("negative power of an integer")
@@ -167,7 +177,8 @@ def _kernel(op: str, attrs: tuple[tuple[str, type, Any], ...], present: tuple[bo
         if isinstance(value, float) and not math.isfinite(value):
             node.attribute.append(onnx.AttributeProto(name=key, type=onnx.AttributeProto.FLOAT, f=value))
         else:
-            node.attribute.append(helper.make_attribute(key, _proto(value)))
+            kind = onnx.AttributeProto.INTS if value == () else None
+            node.attribute.append(helper.make_attribute(key, _proto(value), attr_type=kind))
     untyped = onnx.TypeProto()
     graph = helper.make_graph(
         [node],

@@ -13,12 +13,12 @@ from planish.passes.pattern import COMMUTATIVE, Capture, Either, Literal, Operat
 from planish.passes.rules import PatternRule, Rule
 
 from .draw import Array, Draw, Reject
-from .neighbours import Hints, hints_of, producer
+from .neighbours import Hints, hints_of, operand_value
 from .samplers import SAMPLERS, sample
 from .site import Site, Slot, formal_types
 from .sketch import Sketch
 
-__all__ = ["Instance", "draw_instance"]
+__all__ = ["Instance", "draw_instance", "hints_for"]
 
 _MAX_DEPTH = 2  # nodes in front of the root of a rule that looks at nodes
 
@@ -29,7 +29,6 @@ class Instance:
 
     graph: Graph
     inputs: dict[str, Array]
-    sketch: Sketch
 
     @property
     def size(self) -> tuple[int, int]:
@@ -37,7 +36,7 @@ class Instance:
         return len(list(self.graph.walk())), sum(a.size for a in self.inputs.values())
 
 
-def draw_instance(rule: Rule, draw: Draw) -> Instance:
+def draw_instance(rule: Rule, draw: Draw, hints: Hints) -> Instance:
     """A random graph with the left side of ``rule`` in it.
 
     Raises:
@@ -45,21 +44,19 @@ def draw_instance(rule: Rule, draw: Draw) -> Instance:
         NoSampler: there is no sampler for one of its operators.
     """
     sketch = Sketch(draw)
-    hints = _hints(rule)
     if isinstance(rule, PatternRule):
         roots, interior = _PatternBuilder(rule, sketch, hints).build()
     else:
+        draw.integers = hints.mentions("Shape", "Size") and draw.chance(0.5)
         ops = sorted(rule.ops) if rule.ops else sorted(SAMPLERS)
         roots, interior = [_NodeBuilder(sketch, hints).root(draw.pick(ops))], []
     sketch.finish(_outputs(sketch, roots, interior, hints))
-    return Instance(sketch.graph, sketch.inputs, sketch)
+    return Instance(sketch.graph, sketch.inputs)
 
 
-def _hints(rule: Rule) -> Hints:
-    found: Hints | None = rule.__dict__.get("_hints")
-    if found is None:
-        found = rule.__dict__["_hints"] = hints_of([rule.function, *_conditions(rule)])
-    return found
+def hints_for(rule: Rule) -> Hints:
+    """What the code of ``rule`` mentions."""
+    return hints_of([rule.function, *_conditions(rule)])
 
 
 def _conditions(rule: Rule) -> list[Any]:
@@ -122,7 +119,7 @@ class _NodeBuilder:
         """A node whose operands are ``given`` or made: leaves, or results of further nodes."""
         draw, sketch = self.draw, self.sketch
         given = dict(given)
-        if 0 not in given and depth < _MAX_DEPTH and draw.chance(0.75 if depth == 0 else 0.35):
+        if 0 not in given and depth < _MAX_DEPTH and draw.chance(0.45 if depth == 0 else 0.25):
             inner = self._inner(op, depth, want)
             if inner is not None:
                 given[0] = inner
@@ -152,34 +149,7 @@ class _NodeBuilder:
 
     def _operand(self, slot: Slot, depth: int) -> Value:
         assert slot.array is not None
-        return operand_value(self.sketch, slot, self.hints, 0.3 if depth < _MAX_DEPTH else 0.0)
-
-
-def operand_value(sketch: Sketch, slot: Slot, hints: Hints, probability: float, fixed: bool | None = None) -> Value:
-    """A value for an operand that a sampler has chosen: a leaf, one that is there already, or the result of a node."""
-    draw, array = sketch.draw, slot.array
-    assert array is not None
-    if fixed is None and slot.accept is None and slot.fill is None:
-        if slot.role == "data":
-            twins = [v for v in sketch.leaves if _alike(sketch.array(v), array)]
-            if twins and draw.chance(0.15):
-                return draw.pick(twins)
-            if draw.chance(probability):
-                try:
-                    made = producer(sketch, array, hints.pick_op(draw))
-                except Reject:
-                    made = None
-                if made is not None:
-                    return made
-        elif slot.role == "shape" and draw.chance(probability):
-            computed = sketch.from_shapes(array)
-            if computed is not None:
-                return computed
-    return sketch.leaf(array, slot.role, fixed=fixed)
-
-
-def _alike(a: Array, b: Array) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype
+        return operand_value(self.sketch, slot, self.hints, (0.6, 0.4, 0.0)[min(depth, 2)])
 
 
 class _PatternBuilder:

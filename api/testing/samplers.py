@@ -90,7 +90,7 @@ def unary(site: Site) -> None:
     positive = site.op in ("Sqrt", "Log") and draw.chance(0.9)
     site.data(0, lambda: draw.array(site.dtype(0), draw.shape(), positive=positive))
     for name in ("alpha", "beta", "gamma", "lambd", "bias"):
-        if site.free(name):
+        if site.has_attr(name):
             site.attr(name, 0.1, 0.2, 0.5, 1.0, 2.0)
 
 
@@ -271,7 +271,9 @@ def _reshape(site: Site) -> None:
 def _flatten(site: Site) -> None:
     draw = site.draw
     x = site.data(0, lambda: draw.array(site.dtype(0), draw.shape()))
-    site.attr("axis", lambda: draw.integer(-x.ndim, x.ndim))
+    axis = site.attr("axis", lambda: draw.integer(-x.ndim, x.ndim))
+    if not -x.ndim <= axis <= x.ndim:
+        raise Reject("no such axis")
 
 
 @sampler("Squeeze")

@@ -60,7 +60,7 @@ class Slot:
     accept: Callable[[Array], bool] | None = None
     menu: tuple[float, ...] = ()
     role: str = "data"
-    given: bool = False
+    filler: bool = False  # open, before one that the sampler has asked for: absent unless it asks for this one too
 
 
 def OPEN() -> Slot:
@@ -109,7 +109,6 @@ class Site:
         self.inputs_, self.results_ = formal_types(op)
         for i, slot in enumerate(self.slots):
             if slot.array is not None:
-                slot.given = True
                 self._bind(i, DType.from_numpy(slot.array.dtype))
         if want is not None and self.results_ and self.results_[0].variable not in self._dtypes:
             if want not in self.results_[0].dtypes:
@@ -164,9 +163,9 @@ class Site:
         if not self.is_open(i):
             return self[i]
         while len(self.slots) <= i:
-            self.slots.append(Slot(absent=len(self.slots) < i))
+            self.slots.append(Slot(filler=len(self.slots) < i))
         slot = self.slots[i]
-        slot.role = role
+        slot.role, slot.filler = role, False
         slot.array = self._accepted(slot, make)
         return slot.array
 
@@ -202,6 +201,11 @@ class Site:
                 return array
         raise Reject("no array that the capture accepts")
 
+    def has_attr(self, name: str) -> bool:
+        """Whether the operator has an attribute ``name``."""
+        schema = schema_of(self.op)
+        return schema is not None and name in schema.attributes
+
     def attr(self, name: str, *choices: Any) -> Any:
         """The value of attribute ``name`` (its default where it is absent); the choices are the sampler's."""
         if name in self.fixed:
@@ -233,6 +237,7 @@ class Site:
             Reject: it has not, or a fixed attribute was of no interest to it.
         """
         for slot in self.slots:
+            slot.absent = slot.absent or (slot.filler and slot.array is None)
             if slot.array is None and not slot.absent:
                 raise Reject(f"the sampler of {self.op} leaves an operand open")
         for name, value in self.fixed.items():

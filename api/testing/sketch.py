@@ -98,6 +98,7 @@ class Sketch:
         self.inputs: dict[str, Array] = {}
         self.mode = draw.random.choices(("static", "symbolic", "anonymous", "unranked"), (50, 35, 10, 5))[0]
         self.leaves: list[Value] = []
+        self.perms: dict[int, tuple[int, ...]] = {}  # permutations in use, by rank
 
     # leaves
 
@@ -156,7 +157,11 @@ class Sketch:
         except IllTyped as error:
             raise TypeContradiction(f"{op} evaluates, but inference says: {error}") from error
         for result in made.results:
-            check_type(result, self.environment[result])
+            try:
+                check_type(result, self.environment[result])
+            except TypeContradiction as error:
+                types = ", ".join("-" if o is None else str(o.type) for o in operands)
+                raise TypeContradiction(f"{op}({types}) {made.attrs}: {error}") from None
         edit.insert(made, self.graph.ret)
         return made
 

@@ -20,7 +20,7 @@ from ...ir.types import UNKNOWN, DType, TensorType, Type
 __all__ = ["ADAPTERS", "Adapter"]
 
 Adapter = Callable[[Node], bool]
-ADAPTERS: dict[str, dict[int, tuple[Adapter, bool]]] = {}  # by operator and version; whether it reads the types of operands
+ADAPTERS: dict[str, dict[int, tuple[Adapter, bool]]] = {}  # by operator and version; whether it reads types
 FLOAT_MAX = float(np.finfo(np.float32).max)
 
 
@@ -49,9 +49,9 @@ def _emit(node: Node, op: str, operands: Iterable[Value | None], attrs: dict[str
     return new.result
 
 
-def _replace(node: Node, op: str, operands: Iterable[Value | None], attrs: dict[str, Any], results: Iterable[Type] | None = None) -> Node:
-    """A new node in place of ``node``. Its results stand for those of ``node``, as many as it has of them."""
-    types = [r.type for r in node.results] if results is None else results
+def _replace(node: Node, op: str, operands: Iterable[Value | None], attrs: dict[str, Any], results: int = 0) -> Node:
+    """A new node in place of ``node``, with its results, or the first few of them."""
+    types = [r.type for r in node.results[: results or None]]
     new = Node(op, operands, attrs, types, name=node.name, doc=node.doc, metadata=node.metadata)
     new.overload, new.rules = node.overload, node.rules
     insert(new, node)
@@ -108,7 +108,7 @@ def _rank(value: Value, what: str) -> int:
 
 @_adapter("Add Sub Mul Div Pow And Or Xor Less Greater Equal", 7, typed=True)
 def _align_second_operand(node: Node) -> None:
-    """``broadcast=1, axis=a`` aligned the second operand with axis ``a`` of the first one, rather than with the last."""
+    """``broadcast=1, axis=a`` aligned the second operand with axis ``a`` of the first one, not with the last."""
     axis = node.attrs.get("axis")
     if node.attrs.get("broadcast") and axis is not None:
         a, b = _operand(node, 0), _operand(node, 1)
@@ -181,7 +181,7 @@ def _say_training_mode(node: Node) -> bool:
     training = _is_training(node)
     if training:
         attrs["training_mode"] = 1
-    _replace(node, "BatchNormalization", node.operands, attrs, [r.type for r in node.results[: 3 if training else 1]])
+    _replace(node, "BatchNormalization", node.operands, attrs, 3 if training else 1)
     return True
 
 
@@ -205,7 +205,8 @@ def _cast_mask(node: Node) -> bool | None:
     operands = list(node.operands)
     if len(operands) == 1 and "ratio" in attrs:
         operands.append(constant(np.float32(attrs.pop("ratio"))))
-    dropout = Node("Dropout", operands, attrs, (data.type, UNKNOWN), name=node.name, doc=node.doc, metadata=node.metadata)
+    types = (data.type, UNKNOWN)
+    dropout = Node("Dropout", operands, attrs, types, name=node.name, doc=node.doc, metadata=node.metadata)
     insert(dropout, node)
     _succeed(data, dropout.results[0])
     _succeed(old_mask, _emit(node, "CastLike", (dropout.results[1], operands[0])))
@@ -241,7 +242,8 @@ def _scale_per_channel(node: Node) -> None:
 
 
 @_adapter("ReduceSum Squeeze Unsqueeze", 13)
-@_adapter("ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSumSquare", 18)
+@_adapter("ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceSumSquare", 18)
+@_adapter("ReduceMax ReduceMean ReduceMin ReduceProd", 18)
 def _axes_to_operand(node: Node) -> None:
     _attr_to_operand(node, "axes", 1)
 
@@ -433,7 +435,8 @@ def _scan_every_sample(node: Node) -> bool:
     set_attr(node, "body")
     sample = Graph(f"{body.name}_sample")
     operands = [sample.add_input(_sample_type(v), f"{v.name}_sample" if v is not None else "") for v in values]
-    scan = Node("Scan", operands, attrs, [_sample_type(r) for r in node.results], name=sample.name, metadata=node.metadata)
+    types = [_sample_type(r) for r in node.results]
+    scan = Node("Scan", operands, attrs, types, name=sample.name, metadata=dict(node.metadata or {}))
     insert(scan, sample.ret)
     for i, result in enumerate(scan.results):
         result.name = f"{node.results[i].name}_sample" if node.results[i].name else f"{sample.name}_{i}"

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto
 
 from ...ir.convert.proto import from_proto
+from ...ir.convert.proto_check import shown
 from ...ir.convert.proto_types import dtype_of, static_shape
 from ...ir.errors import ModelError
 from ...ir.graph import Graph
@@ -31,7 +32,9 @@ _MAX_TEXT = 64 << 20
 _MAX_TEXT_DEPTH = 200
 
 
-def load(path: str | os.PathLike[str], *, upgrade: bool = True, infer: bool = True, opaque_functions: bool = False) -> Graph:
+def load(
+    path: str | os.PathLike[str], *, upgrade: bool = True, infer: bool = True, opaque_functions: bool = False
+) -> Graph:
     """The graph of an ONNX file: binary, or ``.onnxtxt`` in ONNX's textual syntax.
 
     Args:
@@ -78,7 +81,8 @@ def parse(path: Path) -> tuple[ModelProto, ExternalData]:
     if path.suffix in (".onnxtxt", ".onnxtext"):
         return _parse_text(path, status.st_size), ExternalData(path)
     if status.st_size > _MAX_SIZE:
-        raise ModelError(f"{status.st_size / 1e9:.1f} GB, but protobuf allows 2 GB: such a model must keep its weights in a second file")
+        size = f"{status.st_size / 1e9:.1f} GB"
+        raise ModelError(f"{size}, but protobuf allows 2 GB: a model of this size keeps its weights in a second file")
     inline = "" if status.st_size <= _MAPPED else secrets.token_hex(16)
     with path.open("rb") as file:
         if inline:
@@ -123,12 +127,21 @@ def _parse_text(path: Path, size: int) -> ModelProto:
 
 
 _MAGIC = (
-    (b"PK\x03\x04", "a zip archive (a PyTorch .pt/.pt2, Keras .keras or .npz file?)"), (b"PK\x05\x06", "an empty zip archive"),
-    (b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras .h5?)"), (b"\x1f\x8b", "a gzip archive"), (b"7z\xbc\xaf", "a 7z archive"),
-    (b"version https://git-lfs", "a Git LFS pointer: the model itself has not been downloaded (git lfs pull)"), (b"\x93NUMPY", "a numpy array"),
-    (b"<!DOCTYPE", "an HTML page: the download failed?"), (b"<html", "an HTML page: the download failed?"), (b"<?xml", "an XML file"),
-    (b"\x7fELF", "a program"), (b"MZ", "a Windows program"), (b"GGUF", "a GGUF file"), (b"\x89PNG", "a picture"), (b"ustar", "a tar archive"),
-)  # fmt: skip
+    (b"PK\x03\x04", "a zip archive (a PyTorch .pt or .pt2, Keras .keras or .npz file?)"),
+    (b"PK\x05\x06", "an empty zip archive"),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras .h5?)"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"7z\xbc\xaf", "a 7z archive"),
+    (b"\x93NUMPY", "a numpy array"),
+    (b"version https://git-lfs", "a Git LFS pointer: the model itself has yet to be downloaded (git lfs pull)"),
+    (b"<!DOCTYPE", "an HTML page: did the download fail?"),
+    (b"<!doctype", "an HTML page: did the download fail?"),
+    (b"<html", "an HTML page: did the download fail?"),
+    (b"<?xml", "an XML file"),
+    (b"GGUF", "a GGUF file"),
+    (b"\x89PNG", "a picture"),
+    (b"\x7fELF", "a program"),
+)
 
 
 def _looks_like(head: bytes) -> str:
@@ -149,7 +162,7 @@ def _looks_like(head: bytes) -> str:
     if not head.strip(b"\0"):
         return "not an ONNX model: it begins with zeros"
     if all(32 <= c < 127 or c in b"\t\r\n" for c in head):
-        return "not an ONNX model but text" + (" (textual ONNX must be called .onnxtxt)" if b"ir_version" in head else "")
+        return "not an ONNX model but text" + (" (textual ONNX is called .onnxtxt)" if b"ir_version" in head else "")
     return "not an ONNX model, or a truncated one"
 
 
@@ -175,7 +188,7 @@ class ExternalData:
             ModelError: there is no such file, it must not be read, or its bytes do not fit.
         """
         entries = {e.key: e.value for e in proto.external_data}
-        shape, dtype = static_shape(proto), dtype_of(proto.data_type)
+        shape, dtype = static_shape(proto, proto.name), dtype_of(proto.data_type)
         location = entries.get("location", "")
         offset = _number(entries, "offset", proto.name) or 0
         key = (location, offset, dtype, shape)
@@ -183,7 +196,7 @@ class ExternalData:
         if found is not None:
             return found
         if not dtype.bits:
-            raise ModelError(f"tensor {proto.name!r}: {dtype.text} data cannot lie in another file")
+            raise ModelError(f"tensor {shown(proto.name)}: {dtype.text} data cannot lie in another file")
         file = self.files.get(location)
         if file is None:
             file = self.files[location] = self._open(location)
@@ -195,7 +208,8 @@ class ExternalData:
         if length is None:
             length = file.size - offset
         if t.length != length:
-            raise ModelError(f"tensor {proto.name!r} is {t.type}, {t.length} bytes, but has {length} in {file.path.name}")
+            what = f"tensor {shown(proto.name)} is {t.type}, {t.length} bytes"
+            raise ModelError(f"{what}, but has {length} in {file.path.name}")
         self.tensors[key] = t
         return t
 
@@ -204,23 +218,23 @@ class ExternalData:
         if self.inline and location == self.inline:
             return DataFile.at(self.path.resolve())
         if not location or "\0" in location:
-            raise ModelError(f"a tensor has its data in a file called {location!r}")
+            raise ModelError(f"a tensor has its data in a file called {shown(location)}")
         for flavour in (PurePosixPath(location), PureWindowsPath(location)):
             if flavour.anchor or ".." in flavour.parts:
-                raise ModelError(f"external data {location!r} leads out of the model's folder")
+                raise ModelError(f"external data {shown(location)} leads out of the model's folder")
         if not self.roots:
-            # the model itself may be a link, as in the cache of Hugging Face: then its weights may lie beside its target
+            # the model may be a link, as in the cache of Hugging Face: then its weights may lie beside its target
             self.roots = (self.path.parent.resolve(), self.path.resolve().parent)
         try:
             path = (self.path.parent / location).resolve(strict=True)
             status = path.stat()
         except (OSError, RuntimeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "links in a circle"
-            raise ModelError(f"external data {location!r}: {reason}") from None
+            raise ModelError(f"external data {shown(location)}: {reason}") from None
         if not any(path.is_relative_to(root) for root in self.roots):
-            raise ModelError(f"external data {location!r} is a link that leads out of the model's folder")
+            raise ModelError(f"external data {shown(location)} is a link that leads out of the model's folder")
         if not stat.S_ISREG(status.st_mode):
-            raise ModelError(f"external data {location!r} is not a regular file")
+            raise ModelError(f"external data {shown(location)} is not a regular file")
         return DataFile.at(path)
 
 
@@ -229,7 +243,5 @@ def _number(entries: dict[str, str], key: str, name: str) -> int | None:
     if text is None:
         return None
     if not (text.isascii() and text.isdigit() and len(text) < 19):
-        raise ModelError(f"tensor {name!r}: external data with {key} {text[:40]!r}")
+        raise ModelError(f"tensor {shown(name)}: external data with {key} {text[:40]!r}")
     return int(text)
-
-

@@ -1,4 +1,4 @@
-"""Brings an imported graph to the canonical opset, so that everything behind the frontend sees one version of each operator.
+"""Brings an imported graph to the canonical opset, so that all behind the frontend see one version of each operator.
 
 A node meets, in ascending order, every revision of its operator since the version that the model was written in: those
 that only added to the operator (`planish.ir.opsets`) need nothing, for each of the others there is an adapter.
@@ -26,14 +26,14 @@ def upgrade(graph: Graph) -> None:
     The version that the model was written in stays on record as ``graph.info["imported_opset"]``.
 
     Raises:
-        ModelError: the model is newer than the installed onnx, or uses something of old that today's operators cannot say.
+        ModelError: the model is newer than the installed onnx, or uses what today's operators cannot express.
     """
     version = graph.opsets.get("")
     if version is None:
         return
     newest = canonical_opset()
     if version > newest:
-        raise ModelError(f"opset {version}: planish with the installed onnx reads up to opset {newest}; a newer onnx may read it")
+        raise ModelError(f"opset {version}: the newest that planish reads with the installed onnx is {newest}")
     graph.info.setdefault("imported_opset", version)
     if version < newest:
         steps = _steps(version)
@@ -46,8 +46,8 @@ def upgrade(graph: Graph) -> None:
 @cache
 def _steps(version: int) -> dict[str, Steps]:
     """For every operator with adapters for revisions after ``version``: these, oldest first."""
-    found = {op: tuple(adapter for since, adapter in sorted(history.items()) if since > version) for op, history in ADAPTERS.items()}
-    return {op: steps for op, steps in found.items() if steps}
+    later = {op: [a for since, a in sorted(history.items()) if since > version] for op, history in ADAPTERS.items()}
+    return {op: tuple(adapters) for op, adapters in later.items() if adapters}
 
 
 def _upgrade(graph: Graph, steps: dict[str, Steps], *, typed: bool) -> None:
@@ -59,12 +59,18 @@ def _upgrade(graph: Graph, steps: dict[str, Steps], *, typed: bool) -> None:
         try:
             _adapt(node, steps.get(node.op, ()))
         except ModelError as error:
-            raise ModelError(f"node {node.name!r} ({node.op}): {error}" if node.name else f"a {node.op} node: {error}") from None
+            raise ModelError(f"{_label(node)}: {error}") from None
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise ModelError(f"{_label(node)}: not what its definition asks for ({error})") from error
         if typed:
             new = graph._first if previous is None else previous.next
             while new is not None and new is not following:
                 infer(new, strict=False)
                 new = new.next
+
+
+def _label(node: Node) -> str:
+    return f"node {node.name!r} ({node.op})" if node.name else f"a {node.op} node"
 
 
 def _adapt(node: Node, steps: Steps) -> None:
@@ -76,7 +82,8 @@ def _adapt(node: Node, steps: Steps) -> None:
 def _reject_ancient(graph: Graph, version: int) -> None:
     import onnx.defs
 
-    revised = {s.name for s in onnx.defs.get_all_schemas_with_history() if s.domain == "" and version < s.since_version <= _FIRST}
+    schemas = onnx.defs.get_all_schemas_with_history()
+    revised = {s.name for s in schemas if s.domain == "" and version < s.since_version <= _FIRST}
     for node in graph.walk():
         if node.op in revised:
-            raise ModelError(f"opset {version}: {node.op} is older than opset {_FIRST}; convert the model with onnx.version_converter first")
+            raise ModelError(f"opset {version} is too old for {node.op}: convert it with onnx.version_converter first")

@@ -2,21 +2,28 @@
 
 A model of hundreds of megabytes is mostly the ``raw_data`` of its initializers. `cut` walks the protobuf wire format
 over the mapped file, skipping what it does not need, and returns the model without them, small enough to parse: each is
-replaced by a reference to its place in the file, which looks like external data. So a large model is never in memory.
+replaced by a reference to its place in the file, in the form of external data. So a large model is never in memory.
 """
 
 from __future__ import annotations
 
-__all__ = ["cut"]
+__all__ = ["Malformed", "cut"]
 
 _LARGE = 1 << 16  # bytes: smaller fields stay
+_MAX_DEPTH = 100  # of nested messages: protobuf's own limit
 
-# the fields through which large raw data are reached, by message: number -> message of the field
-_MODEL = {7: "graph"}
-_GRAPH = {1: "node", 5: "tensor"}
-_NODE = {5: "attribute"}
-_ATTRIBUTE = {5: "tensor", 6: "graph", 10: "tensor", 11: "graph"}
-_MESSAGES = {"model": _MODEL, "graph": _GRAPH, "node": _NODE, "attribute": _ATTRIBUTE, "tensor": {9: "raw"}}
+# the fields through which large raw data are reached: of each message, the number of a field and the message in it
+_MESSAGES: dict[str, dict[int, str]] = {
+    "model": {7: "graph"},
+    "graph": {1: "node", 5: "tensor"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph"},
+    "tensor": {9: "raw_data"},
+}
+_EXTERNAL_DATA = b"\x6a"  # tags of fields of TensorProto
+_DATA_LOCATION = b"\x70"
+
+Pieces = list[bytes | memoryview]
 
 
 class Malformed(ValueError):
@@ -29,9 +36,40 @@ def cut(data: memoryview, location: str) -> bytes:
     Raises:
         Malformed: they are no protobuf message.
     """
-    pieces: list[bytes | memoryview] = []
-    _message(data, 0, len(data), "model", location.encode(), pieces, 0)
-    return b"".join(pieces)
+    return b"".join(_cut(data, 0, len(data), "model", location.encode(), 0))
+
+
+def _cut(data: memoryview, at: int, end: int, message: str, location: bytes, depth: int) -> Pieces:
+    """The message in ``data[at:end]`` in pieces, without its large raw data."""
+    if depth > _MAX_DEPTH:
+        raise Malformed
+    fields = _MESSAGES[message]
+    pieces: Pieces = []
+    kept = at  # the start of what is in no piece yet
+    while at < end:
+        start = at
+        tag, at = _varint(data, at, end)
+        if tag & 7 != 2:
+            at = _skip(data, at, end, tag & 7)
+            continue
+        length, body = _varint(data, at, end)
+        at = body + length
+        if at > end:
+            raise Malformed
+        field = fields.get(tag >> 3)
+        if length < _LARGE or field is None:
+            continue
+        pieces.append(data[kept:start])
+        kept = at
+        if field == "raw_data":
+            pieces.append(_reference(location, body, length))
+        else:
+            inner = _cut(data, body, at, field, location, depth + 1)
+            pieces += [_encoded(tag), _encoded(sum(map(len, inner))), *inner]
+    if at != end:
+        raise Malformed
+    pieces.append(data[kept:end])
+    return pieces
 
 
 def _varint(data: memoryview, at: int, end: int) -> tuple[int, int]:
@@ -62,46 +100,13 @@ def _skip(data: memoryview, at: int, end: int, wire_type: int) -> int:
         return at + 8
     if wire_type == 5:
         return at + 4
-    raise Malformed  # groups do not occur
-
-
-def _message(data: memoryview, at: int, end: int, kind: str, location: bytes, pieces: list[bytes | memoryview], depth: int) -> None:
-    """Append the message in ``data[at:end]`` to ``pieces``, without its large raw data."""
-    if depth > 100:
-        raise Malformed
-    fields = _MESSAGES[kind]
-    kept = at  # start of what is not in pieces yet
-    while at < end:
-        start = at
-        tag, at = _varint(data, at, end)
-        if tag & 7 != 2:
-            at = _skip(data, at, end, tag & 7)
-            continue
-        length, body = _varint(data, at, end)
-        at = body + length
-        if at > end:
-            raise Malformed
-        field = fields.get(tag >> 3)
-        if length < _LARGE or field is None:
-            continue
-        pieces.append(data[kept:start])
-        kept = at
-        if field == "raw":
-            pieces.append(_reference(location, body, length))
-        else:
-            inner: list[bytes | memoryview] = []
-            _message(data, body, at, field, location, inner, depth + 1)
-            pieces += [_encoded(tag), _encoded(sum(map(len, inner))), *inner]
-    if at != end:
-        raise Malformed
-    pieces.append(data[kept:end])
+    raise Malformed  # groups do not occur in ONNX
 
 
 def _reference(location: bytes, offset: int, length: int) -> bytes:
-    """Fields of a TensorProto that say where its data are: external_data (13) and data_location (14)."""
-    entries = ((b"location", location), (b"offset", b"%d" % offset), (b"length", b"%d" % length))
+    """Fields of a TensorProto that say where its data are."""
     out = b""
-    for key, value in entries:
+    for key, value in ((b"location", location), (b"offset", b"%d" % offset), (b"length", b"%d" % length)):
         entry = b"\x0a" + _encoded(len(key)) + key + b"\x12" + _encoded(len(value)) + value
-        out += b"\x6a" + _encoded(len(entry)) + entry
-    return out + b"\x70\x01"
+        out += _EXTERNAL_DATA + _encoded(len(entry)) + entry
+    return out + _DATA_LOCATION + b"\x01"

@@ -1,7 +1,7 @@
 """``.pt2`` files -> `Graph`: what ``torch.export.save`` writes.
 
-Such a file is a program for ``torch.export.load``, which unpickles, evaluates expressions and loads compiled code that it
-finds in one. `load_pt2` refuses files with anything of the kind, but it is no sandbox: torch parses the rest.
+Such a file is a program for ``torch.export.load``, which unpickles, evaluates expressions and loads compiled code that
+it finds in one. `load_pt2` refuses files with anything of the kind, but it is no sandbox: torch parses the rest.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ _RECORD = re.compile(
 )
 _OPERATOR = re.compile(r"torch\.ops(\.(?!__)\w+)+|_operator\.(?!__)\w+|math\.(?!__)\w+|torch\.sym_\w+|torch\._sym_\w+")
 _ARITHMETIC = (
-    ast.Expression, ast.BinOp, ast.UnaryOp, ast.Compare, ast.BoolOp, ast.operator, ast.unaryop, ast.cmpop, ast.boolop, ast.Name,
-    ast.Load, ast.Constant, ast.Call,
+    ast.Expression, ast.BinOp, ast.UnaryOp, ast.Compare, ast.BoolOp, ast.operator, ast.unaryop, ast.cmpop, ast.boolop,
+    ast.Load, ast.keyword,
 )  # fmt: skip
+_WORD = re.compile(r"(?!_)\w+|[\d.e+-]+")
 _FORCE_SAFE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # makes torch.load refuse to unpickle anything but tensors
 
 
@@ -81,7 +82,8 @@ def _check(archive: Any) -> None:
         if not _RECORD.fullmatch(record):
             raise ModelError(f"holds {record}, which planish does not load: only programs and plain tensors")
     for folder in ("weights", "constants"):
-        for name, entry in json.loads(archive.read_string(f"data/{folder}/model_{folder}_config.json"))["config"].items():
+        config = json.loads(archive.read_string(f"data/{folder}/model_{folder}_config.json"))["config"]
+        for name, entry in config.items():
             if entry["use_pickle"] or not re.fullmatch(r"(weight|tensor)_\d+", entry["path_name"]):
                 raise ModelError(f"holds {name!r} as a pickled object, which planish does not load")
     for key, text in _strings(json.loads(archive.read_string("models/model.json"))):
@@ -104,21 +106,23 @@ def _strings(tree: Any) -> Iterator[tuple[str, str]]:
 
 
 def _is_arithmetic(text: str) -> bool:
-    """Whether ``text`` is built of numbers, names, operators and the functions of sympy and torch (``Max`` …)."""
+    """Whether ``text`` is numbers, names, operators and classes of sympy (``2*Symbol('s0', integer=True)``)."""
     try:
         nodes = list(ast.walk(ast.parse(text, mode="eval")))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
-    for node in nodes:
-        if not isinstance(node, _ARITHMETIC) or (isinstance(node, ast.Name) and node.id.startswith("_")):
-            return False
-        if isinstance(node, ast.Constant) and not isinstance(node.value, int | float):
-            return False
-        if isinstance(node, ast.Call) and (
-            not isinstance(node.func, ast.Name) or node.keywords or not (node.func.id[:1].isupper() or node.func.id in ("floor", "ceiling"))
-        ):
-            return False
-    return True
+    return all(map(_is_harmless, nodes))
+
+
+def _is_harmless(node: ast.AST) -> bool:
+    match node:
+        case ast.Constant(value=str(text)) | ast.Name(id=text):
+            return _WORD.fullmatch(text) is not None
+        case ast.Constant(value=value):
+            return isinstance(value, int | float)
+        case ast.Call(func=ast.Name(id=name)):
+            return name[0].isupper() or name in ("floor", "ceiling")
+    return isinstance(node, _ARITHMETIC)
 
 
 @contextmanager

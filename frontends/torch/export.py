@@ -6,16 +6,17 @@ in which every weight is only a reference, so that the graph gets torch's memory
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ...ir.convert.proto import from_proto
 from ...ir.errors import ModelError
-from ...ir.graph import Graph, GraphOutput
+from ...ir.graph import Graph, GraphOutput, Value
 from ...ir.tensor import Tensor
 from ..onnx.upgrade import upgrade
 from .failure import describe
@@ -137,9 +138,8 @@ def _export(model: Any, args: tuple[Any, ...] = (), **options: Any) -> Any:
             program = torch.onnx.export(model, args, dynamo=True, optimize=False, verbose=False, **options)
     except Exception as error:
         raise ModelError(f"cannot export {type(model).__name__}: {describe(error)}") from error
-    updated = [
-        str(spec.target) for spec in program.exported_program.graph_signature.output_specs if spec.kind.name.endswith("_MUTATION")
-    ]
+    signature = program.exported_program.graph_signature
+    updated = [str(spec.target) for spec in signature.output_specs if spec.kind.name.endswith("_MUTATION")]
     if updated:
         warnings.warn(f"the module changes {', '.join(updated)} when it runs; the graph does not", stacklevel=3)
     return program
@@ -151,18 +151,22 @@ def _graph(program: Any, input_names: Sequence[str] | None, output_names: Sequen
 
     model: onnx_ir.Model = program.model
     outputs = list(model.graph.outputs)
-    names = [str(value.name) for value in outputs]
+    names: list[str] = []
+    for value in outputs:
+        names.append(_unused(str(value.name), names))
     _name_sizes(model)
     weights = _detach_weights(model)
     _make_names_unique(model)
     model.graph.outputs[:] = list(dict.fromkeys(outputs))
     positions = {value: i for i, value in enumerate(model.graph.outputs)}
-    graph = from_proto(onnx_ir.to_proto(model), resolve=lambda proto: weights[proto.external_data[0].value], upgrade=upgrade)
-    returned = list(zip(graph.outputs, graph.output_info, strict=True))
-    pairs = [returned[positions[value]] for value in outputs]
-    interface = [GraphOutput(name, info.type, info.doc, info.metadata) for name, (_, info) in zip(names, pairs, strict=True)]
-    graph.set_outputs([value for value, _ in pairs], interface)
-    _rename(graph, input_names, output_names or _output_names(program.exported_program, {v.name for v in graph.inputs}))
+    proto = onnx_ir.to_proto(model)
+    graph = from_proto(proto, resolve=lambda weight: weights[weight.external_data[0].value], upgrade=upgrade)
+    returned = [(graph.outputs[positions[value]], graph.output_info[positions[value]]) for value in outputs]
+    interface = [GraphOutput(name, o.type, o.doc, o.metadata) for name, (_, o) in zip(names, returned, strict=True)]
+    graph.set_outputs([value for value, _ in returned], interface)
+    _rename("input", graph.inputs, input_names)
+    derived = _output_names(program.exported_program, {v.name for v in graph.inputs})
+    _rename("output", graph.output_info, derived if output_names is None else output_names)
     return graph
 
 
@@ -196,18 +200,22 @@ def _values(model: onnx_ir.Model) -> Iterator[onnx_ir.Value]:
     """The results of all nodes, in nested graphs and functions too."""
     import onnx_ir
 
-    for graph in (model.graph, *model.functions.values()):
+    graphs: list[onnx_ir.Graph | onnx_ir.Function] = [model.graph, *model.functions.values()]
+    for graph in graphs:
         for node in onnx_ir.traversal.RecursiveGraphIterator(graph):
             yield from node.outputs
 
 
 def _make_names_unique(model: onnx_ir.Model) -> None:
     """Rename results that are called like a weight: torch.onnx does that where a buffer is called ``mean``."""
-    taken = set(model.graph.initializers) | {v.name for v in model.graph.inputs}
+    taken = set(model.graph.initializers) | {str(v.name) for v in model.graph.inputs}
     for value in _values(model):
-        if value.name in taken:
-            value.name = next(n for i in range(1, len(taken) + 2) if (n := f"{value.name}_{i}") not in taken)
-        taken.add(value.name or "")
+        value.name = _unused(value.name or "", taken)
+        taken.add(value.name)
+
+
+def _unused(name: str, taken: Container[str]) -> str:
+    return name if name not in taken else next(n for i in itertools.count(1) if (n := f"{name}_{i}") not in taken)
 
 
 def _name_sizes(model: onnx_ir.Model) -> None:
@@ -221,10 +229,13 @@ def _name_sizes(model: onnx_ir.Model) -> None:
                 names.setdefault(str(dim.value), f"{value.name}_dim{axis}")
     if not names:
         return
+
+    def renamed(dim: str) -> str:
+        return _SYMBOL.sub(lambda symbol: names.get(symbol[0], symbol[0]), dim)
+
     for value in (*model.graph.inputs, *_values(model)):
         if value.shape is not None:
-            dims = [d if isinstance(d, int) else _SYMBOL.sub(lambda m: names.get(m[0], m[0]), str(d.value)) for d in value.shape]
-            value.shape = onnx_ir.Shape(dims)
+            value.shape = onnx_ir.Shape([d if isinstance(d, int) else renamed(str(d.value)) for d in value.shape])
 
 
 def _output_names(program: ExportedProgram, taken: set[str]) -> list[str] | None:
@@ -254,11 +265,10 @@ def _paths(spec: Any) -> Iterator[str]:
             yield f"{key}.{rest}" if rest else str(key)
 
 
-def _rename(graph: Graph, input_names: Sequence[str] | None, output_names: Sequence[str] | None) -> None:
-    for kind, values, names in (("input", graph.inputs, input_names), ("output", graph.output_info, output_names)):
-        if names is None:
-            continue
-        if len(names) != len(values) or len(set(names)) != len(names):
-            raise ModelError(f"{len(names)} {kind} names ({', '.join(names)}) for {len(values)} {kind}s, which need one each")
-        for value, name in zip(values, names, strict=True):
-            value.name = name
+def _rename(kind: str, values: Sequence[Value | GraphOutput], names: Sequence[str] | None) -> None:
+    if names is None:
+        return
+    if len(names) != len(values) or len(set(names)) != len(names):
+        raise ModelError(f"{kind}_names: {', '.join(names)}; wanted are {len(values)} different names")
+    for value, name in zip(values, names, strict=True):
+        value.name = name

@@ -14,7 +14,7 @@ __all__ = ["describe"]
 
 _OPERATOR = re.compile(r"No ONNX function found for <OpOverload\(op='([^']+)', overload='([^']+)'\)>")
 _ADVICE = {
-    "GuardOnDataDependentSymNode": "Python control flow depends on the values of a tensor, which a graph cannot do: use torch.cond or torch.where",
+    "GuardOnDataDependentSymNode": "control flow depends on the values of a tensor: use torch.cond or torch.where",
 }
 _MAX_MESSAGE = 300
 _HERE, _LIBRARY = str(Path(__file__).parent), sysconfig.get_path("stdlib")

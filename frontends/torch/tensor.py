@@ -37,6 +37,7 @@ class TorchTensor(Tensor):
         if self.data.is_meta or isinstance(self.data, FakeTensor):
             raise TensorError(f"tensor {self.name!r} has a shape but no data (it is a meta or fake tensor)")
         data = self.data.cpu()
+        array: np.ndarray[Any, Any]
         try:
             array = data.numpy()
         except TypeError:  # a dtype that numpy lacks
@@ -47,7 +48,8 @@ class TorchTensor(Tensor):
 
     @property
     def is_cheap(self) -> bool:
-        return self.data.device.type == "cpu"
+        """Whether it is in this machine's memory already."""
+        return bool(self.data.device.type == "cpu")
 
 
 def _dtype(data: torch.Tensor) -> DType:

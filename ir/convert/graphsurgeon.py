@@ -1,8 +1,8 @@
 """``onnx_graphsurgeon.Graph`` and `Graph`, both ways.
 
-Constants share their planish tensor until a script reads their ``values``: then they have a copy of their own, which may
-be written to. Those not read come back as the same tensor objects. Lost on the way are doc strings and metadata of nodes
-and values, which GraphSurgeon does not keep. Importing this module needs the package ``onnx_graphsurgeon``.
+Constants share their planish tensor until a script reads their ``values``: then they have a copy of their own, which
+may be written to. Those not read come back as the same tensor objects. Lost on the way are the doc strings and metadata
+of nodes and values, which GraphSurgeon does not keep. Importing this module needs the package ``onnx_graphsurgeon``.
 """
 
 from __future__ import annotations
@@ -138,16 +138,14 @@ def _lent(graph: gs.Graph, shelf: Shelf) -> Iterator[None]:
     values: list[tuple[Any, Any]] = []
     attributes: list[tuple[Any, str, Any]] = []
     constants = list(_constants(graph))
-    for tensor in (*graph.inputs, *graph.outputs):
-        if isinstance(tensor, gs.Constant):
-            constants.append(tensor)
+    constants += [tensor for tensor in (*graph.inputs, *graph.outputs) if isinstance(tensor, gs.Constant)]
     try:
         for constant in constants:
             source = constant._values
             ours = known.get(id(source))
             if ours is None:
                 ours = _shared(constant)
-            if ours is not None and shelf.place(ours) is not None:
+            if ours is not None:
                 known[id(source)] = ours
                 values.append((constant, source))
                 constant._values = _Reference(shelf.reference(ours, constant.name))

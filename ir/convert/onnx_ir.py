@@ -1,7 +1,7 @@
 """``onnx_ir.Model`` and `Graph`, both ways.
 
-Weights are shared: an ``onnx_ir`` tensor made here reads its planish tensor, and the other way round. Going there and back
-gives the same tensor objects. Importing this module needs the package ``onnx_ir``.
+Weights are shared: an ``onnx_ir`` tensor made here reads its planish tensor, and the other way round. Going there and
+back gives the same tensor objects. Importing this module needs the package ``onnx_ir``.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class _Theirs(onnx_ir.LazyTensor):
         dtype = onnx_ir.DataType(int(source.dtype))
         super().__init__(self._load, dtype, onnx_ir.Shape(source.shape), name=name)
 
-    def _load(self) -> onnx_ir.Tensor:
+    def _load(self) -> onnx_ir.TensorProtocol:
         return onnx_ir.Tensor(self.source.numpy(), self.dtype, shape=self.shape, name=self.name)
 
     def tobytes(self) -> bytes:
@@ -108,7 +108,7 @@ def _shared(source: onnx_ir.TensorProtocol) -> Tensor:
     """The planish tensor for one of ``onnx_ir``."""
     if isinstance(source, _Theirs):
         return source.source
-    dtype, shape = DType(int(source.dtype)), tuple(int(d) for d in source.shape)  # type: ignore[attr-defined]
+    dtype, shape = DType(int(source.dtype)), tuple([int(str(d)) for d in source.shape])
     if isinstance(source.raw, np.ndarray) and source.raw.dtype == dtype.numpy and source.raw.shape == shape:
         return ArrayTensor(source.raw, dtype, source.name or "")
     return _Ours(source, dtype, shape)

@@ -1,8 +1,8 @@
 """Placeholders: how a graph passes through protobuf messages without its weights.
 
-Converters to other Python libraries reuse `to_proto` and `from_proto`, with a `Shelf` in the place of files: each tensor
-is put on the shelf, and the message holds a reference of a few bytes. So nothing is serialized, and a tensor that comes
-back is the same object.
+Converters to other Python libraries reuse `to_proto` and `from_proto`, with a `Shelf` in the place of files: each
+tensor is put on the shelf, and the message holds a reference of a few bytes. So nothing is serialized, and a tensor
+that comes back is the same object.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ class Shelf:
 
     def reference(self, tensor: Tensor, name: str) -> TensorProto:
         """A message that refers to ``tensor``."""
-        proto = TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape, data_location=TensorProto.EXTERNAL)
+        proto = TensorProto(
+            name=name, data_type=int(tensor.dtype), dims=tensor.shape, data_location=TensorProto.EXTERNAL
+        )
         proto.external_data.add(key="location", value=_LOCATION)
         proto.external_data.add(key="offset", value=str(self.put(tensor)))
         return proto

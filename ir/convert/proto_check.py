@@ -18,6 +18,8 @@ from ..graph import Value
 __all__ = ["Signature", "kind_name", "shown", "signature"]
 
 _Option = onnx.defs.OpSchema.FormalParameterOption
+_KINDS: dict[str, int] = dict(AttributeProto.AttributeType.items())
+_KIND_NAMES = {number: name.lower() for name, number in _KINDS.items()}
 
 
 class Signature:
@@ -36,7 +38,7 @@ class Signature:
     def __init__(self, schema: onnx.defs.OpSchema):
         self.operands = schema.min_input, schema.max_input
         self.results = schema.min_output, schema.max_output
-        self.attributes = {name: int(a.type.value) for name, a in schema.attributes.items()}
+        self.attributes = {name: _KINDS[str(a.type).rpartition(".")[2]] for name, a in schema.attributes.items()}
         self.needed = tuple(name for name, a in schema.attributes.items() if a.required)
         self.optional = tuple(formal.option != _Option.Single for formal in schema.inputs)
 
@@ -81,4 +83,4 @@ def _range(low: int, high: int) -> str:
 
 def kind_name(number: int) -> str:
     """The name of an ONNX attribute type."""
-    return AttributeProto.AttributeType.Name(number).lower()  # type: ignore[arg-type]
+    return _KIND_NAMES[number]

@@ -17,7 +17,7 @@ from ..graph import Empty, Graph, GraphOutput, Node, Value
 from ..origin import RULES_KEY
 from ..schema import schema_of
 from ..tensor import Tensor
-from ..types import UNKNOWN, OptionalType, OtherType, SequenceType, TensorType
+from ..types import UNKNOWN, OtherType, SequenceType, TensorType
 from .proto_types import PRIVATE, ExternalWriter, SparseTensor, bytes_of, set_denotation, tensor_to_proto, type_to_proto
 
 __all__ = ["to_proto"]
@@ -131,17 +131,22 @@ class _Exporter:
         for node in graph.nodes:
             for value in node.results:
                 if value not in names:
-                    names[value] = "" if not value.name and _left_out(node, value) else values.take(value.name or f"{node.op_type}_out")
+                    left_out = not value.name and _left_out(node, value)
+                    names[value] = "" if left_out else values.take(value.name or f"{node.op_type}_out")
         for value in graph.inputs:
-            self.value_info(value, proto.input.add())
+            _write_info(proto.input.add(), names[value], value.type, value.metadata)
+            if value.default is not None:
+                tensor_to_proto(value.default, proto.initializer.add(), names[value], self.external)
         for node in graph.nodes:
             self.node(node, proto.node.add())
             for value in node.results:
                 if (value.metadata or (node.domain and value.type is not UNKNOWN)) and names[value]:
                     self.result_info(value, proto)
-        for (info, value), name in zip(zip(graph.output_info, graph.outputs, strict=True), results, strict=True):
-            if name != self.name(value):
-                proto.node.add(op_type="Identity", name=self.node_names.take(f"{name}_identity"), input=[self.name(value)], output=[name])
+        for info, value, name in zip(graph.output_info, graph.outputs, results, strict=True):
+            source = self.name(value)
+            if name != source:
+                label = self.node_names.take(f"{name}_identity")
+                proto.node.add(op_type="Identity", name=label, input=[source], output=[name])
             self.output_info(info, value, name, proto.output.add())
 
     def outputs(self, graph: Graph, nested: bool) -> list[str]:
@@ -232,12 +237,7 @@ class _Exporter:
 
     def message_attribute(self, kind: int, value: Any, proto: AttributeProto) -> None:
         """Write an attribute that is a tensor, a graph, a type, or a list of them."""
-        field = {
-            AttributeProto.TENSOR: "t", AttributeProto.GRAPH: "g", AttributeProto.TYPE_PROTO: "tp",
-            AttributeProto.SPARSE_TENSOR: "sparse_tensor", AttributeProto.TENSORS: "tensors", AttributeProto.GRAPHS: "graphs",
-            AttributeProto.TYPE_PROTOS: "type_protos", AttributeProto.SPARSE_TENSORS: "sparse_tensors",
-        }[kind]  # fmt: skip
-        target = getattr(proto, field)
+        target = getattr(proto, _FIELDS[kind])
         for entry in value if isinstance(value, tuple) else (value,):
             message = target.add() if isinstance(value, tuple) else target
             if isinstance(entry, Tensor):
@@ -252,14 +252,10 @@ class _Exporter:
 
     # interface
 
-    def value_info(self, value: Value, proto: ValueInfoProto) -> None:
-        """Write a graph input."""
-        _write_info(proto, self.names[value], value.type, value.metadata)
-
     def result_info(self, value: Value, proto: GraphProto) -> None:
         """Write what inference alone could not tell about a result."""
-        returned = value.producer is not None and value.producer.graph is not None and any(v is value for v in value.producer.graph.outputs)
-        if not returned:
+        home = value.producer.graph if value.producer is not None else None
+        if home is not None and home.ret not in value.users:
             _write_info(proto.value_info.add(), self.names[value], value.type, value.metadata)
 
     def output_info(self, info: GraphOutput, value: Value, name: str, proto: ValueInfoProto) -> None:
@@ -270,7 +266,7 @@ class _Exporter:
         _write_info(proto, name, value.type if info.type is UNKNOWN else info.type, metadata)
 
     def initializers(self, proto: GraphProto) -> None:
-        """Write the tensors in use, then the defaults of inputs, then those that only annotations or training name."""
+        """Write the tensors in use, then those that only annotations or training may name."""
         for t, (name, value) in self.tensors.items():
             entry = proto.initializer.add()
             tensor_to_proto(t, entry, name, self.external)
@@ -278,9 +274,6 @@ class _Exporter:
             if doc := metadata.pop(PRIVATE + "doc", ""):
                 entry.doc_string = doc
             _add_metadata(entry, metadata)
-        for value in self.root.inputs:
-            if value.default is not None:
-                tensor_to_proto(value.default, proto.initializer.add(), value.name, self.external)
         for name, t in self.root.info.get("initializers", {}).items():
             if name not in self.values.used:
                 self.values.used.add(name)
@@ -319,14 +312,33 @@ def _left_out(node: Node, value: Value) -> bool:
 
 
 _KINDS: tuple[tuple[type | tuple[type, ...], int], ...] = (  # tried in this order: SparseTensor is bytes
-    (int, AttributeProto.INT), (float, AttributeProto.FLOAT), (SparseTensor, AttributeProto.SPARSE_TENSOR), ((str, bytes), AttributeProto.STRING),
-    (Tensor, AttributeProto.TENSOR), (Graph, AttributeProto.GRAPH), ((TensorType, SequenceType, OptionalType, OtherType), AttributeProto.TYPE_PROTO),
-)  # fmt: skip
-_LISTS = {
-    AttributeProto.INT: AttributeProto.INTS, AttributeProto.FLOAT: AttributeProto.FLOATS, AttributeProto.STRING: AttributeProto.STRINGS,
-    AttributeProto.TENSOR: AttributeProto.TENSORS, AttributeProto.GRAPH: AttributeProto.GRAPHS, AttributeProto.TYPE_PROTO: AttributeProto.TYPE_PROTOS,
+    (int, AttributeProto.INT),
+    (float, AttributeProto.FLOAT),
+    (SparseTensor, AttributeProto.SPARSE_TENSOR),
+    ((str, bytes), AttributeProto.STRING),
+    (Tensor, AttributeProto.TENSOR),
+    (Graph, AttributeProto.GRAPH),
+    ((TensorType, SequenceType, OtherType), AttributeProto.TYPE_PROTO),
+)
+_LISTS: dict[int, int] = {
+    AttributeProto.INT: AttributeProto.INTS,
+    AttributeProto.FLOAT: AttributeProto.FLOATS,
+    AttributeProto.STRING: AttributeProto.STRINGS,
+    AttributeProto.TENSOR: AttributeProto.TENSORS,
+    AttributeProto.GRAPH: AttributeProto.GRAPHS,
+    AttributeProto.TYPE_PROTO: AttributeProto.TYPE_PROTOS,
     AttributeProto.SPARSE_TENSOR: AttributeProto.SPARSE_TENSORS,
-}  # fmt: skip
+}
+_FIELDS: dict[int, str] = {  # of AttributeProto, for the kinds that are messages
+    AttributeProto.TENSOR: "t",
+    AttributeProto.GRAPH: "g",
+    AttributeProto.TYPE_PROTO: "tp",
+    AttributeProto.SPARSE_TENSOR: "sparse_tensor",
+    AttributeProto.TENSORS: "tensors",
+    AttributeProto.GRAPHS: "graphs",
+    AttributeProto.TYPE_PROTOS: "type_protos",
+    AttributeProto.SPARSE_TENSORS: "sparse_tensors",
+}
 
 
 def _kind(value: Any) -> int:

@@ -1,8 +1,8 @@
 """``onnx.ModelProto`` -> `Graph`.
 
-The nodes are read in the order of the file; only where that is not a topological one, everything is read again with each
-graph sorted first. Calls of the model's own functions are replaced by the functions' bodies on the way. Every error in a
-model is a `ModelError`.
+The nodes are read in the order of the file; only where that is not a topological one, everything is read again with
+each graph sorted first. Calls of the model's own functions are replaced by the functions' bodies on the way. Whatever
+is wrong with a model is a `ModelError`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ from .proto_types import (
     Resolver,
     SparseTensor,
     denotation_of,
+    dtype_of,
     metadata_of,
+    static_shape,
     tensor_from_proto,
     text_of,
     type_from_proto,
@@ -61,9 +63,10 @@ def from_proto(
     """The graph of ``model``, which is neither changed nor kept.
 
     What a graph has no place for is kept in ``graph.info``: ``ir_version``, ``producer_name``, ``producer_version``,
-    ``domain``, ``model_version``, ``doc_string``, ``metadata_props`` (a dictionary), and, serialized, ``training_info``,
-    ``configuration``, ``functions`` (the opaque ones) and ``quantization_annotation``; ``initializers`` are the unused
-    ones that training or annotations name. Of initializers that nothing uses, no others are kept.
+    ``domain``, ``model_version``, ``doc_string``, ``metadata_props`` (a dictionary), and, as serialized messages,
+    ``training_info``, ``configuration``, ``functions`` (the opaque ones) and ``quantization_annotation``. Initializers
+    that nothing uses are dropped, unless there are training or annotations that could name them: then they are in
+    ``initializers``, by name.
 
     Args:
         model: the model.
@@ -128,7 +131,9 @@ class _Scope:
     def __init__(self, outer: _Scope | None = None, attributes: dict[str, Any] | None = None):
         self.outer = outer
         self.names: dict[str, Value | None] = {}
-        self.attributes = outer.attributes if attributes is None and outer is not None else attributes
+        self.attributes: dict[str, Any] | None = attributes
+        if attributes is None and outer is not None:
+            self.attributes = outer.attributes
         self.stated: dict[str, ValueInfoProto] | None = None
 
     def find(self, name: str) -> Value | None:
@@ -188,7 +193,8 @@ class _Importer:
             for domain, version in _opsets(function.opset_import).items():
                 stated = self.opsets.setdefault(domain, version)
                 if stated != version and not _same_operators(function, domain, stated, version):
-                    raise ModelError(f"function {shown(function.name)} uses opset {version} of {domain or 'ai.onnx'}, the model {stated}")
+                    where = f"opset {version} of {shown(domain or 'ai.onnx')}, the model {stated}"
+                    raise ModelError(f"function {shown(function.name)} uses {where}")
 
     def run(self) -> Graph:
         """The graph of the model."""
@@ -238,7 +244,7 @@ class _Importer:
         graph.doc = proto.doc_string
         if proto.metadata_props:
             graph.metadata = metadata_of(proto.metadata_props)
-        defaults = self.initializers(proto, scope)
+        defaults = self.initializers(proto)
         self.inputs(proto.input, graph, scope, defaults)
         for name, value in defaults.items():
             scope.define(name, value)
@@ -248,9 +254,9 @@ class _Importer:
         self.nodes(self.ordered(proto.node), graph, scope, proto)
         self.outputs(proto.output, graph, scope)
         for info in stated:
-            value = scope.names.get(info.name)
-            if value is not None:
-                value.metadata = {**(value.metadata or {}), **_metadata(info)}
+            known = scope.names.get(info.name)
+            if known is not None:
+                known.metadata = {**(known.metadata or {}), **_metadata(info)}
         self.depth -= 1
         return graph
 
@@ -258,7 +264,7 @@ class _Importer:
         """The nodes, in topological order if asked for."""
         return sorted_nodes(nodes) if self.sort else nodes
 
-    def initializers(self, proto: GraphProto, scope: _Scope) -> dict[str, Value]:
+    def initializers(self, proto: GraphProto) -> dict[str, Value]:
         """The initializers of a graph by name."""
         found: dict[str, Value] = {}
         for entry in proto.initializer:
@@ -296,8 +302,10 @@ class _Importer:
         seen: set[str] = set()
         for info in protos:
             name = info.name
-            if name in seen or not name:
-                raise ModelError(f"two graph outputs are called {shown(name)}" if name else "a graph output has no name")
+            if not name:
+                raise ModelError("a graph output has no name")
+            if name in seen:
+                raise ModelError(f"two graph outputs are called {shown(name)}")
             seen.add(name)
             try:
                 value = scope.find(name)
@@ -314,7 +322,7 @@ class _Importer:
     def sparse_initializer(self, proto: SparseTensorProto, graph: Graph, scope: _Scope) -> None:
         """A sparse initializer becomes a Constant node, since tensors are dense."""
         name = proto.values.name
-        node = Node("Constant", (), {"sparse_value": self.sparse(proto)})
+        node = Node("Constant", (), {"sparse_value": self.sparse(proto)}, (_dense_type(proto),))
         insert(node, graph.ret)
         node.result.name = name
         scope.define(name, node.result)
@@ -351,12 +359,12 @@ class _Importer:
         for name in proto.input:
             value = names.get(name)
             operands.append(scope.find(name) if value is None else value)
-        outputs = list(proto.output)
         if self.functions and (key := (domain, op, proto.overload)) in self.functions:
-            self.call(key, operands, self.attributes(proto.attribute, scope, None), outputs, graph, scope)
+            self.call(proto, key, operands, graph, scope)
             return
         form = self.signature(op, domain)
         attrs = self.attributes(proto.attribute, scope, form) if proto.attribute else {}
+        outputs = list(proto.output)
         while operands and operands[-1] is None:
             operands.pop()
         while len(outputs) > 1 and not outputs[-1]:
@@ -366,7 +374,8 @@ class _Importer:
         if op == "Constant" and not domain and "sparse_value" not in attrs:
             scope.define(outputs[0], _constant(attrs, outputs[0]))
             return
-        node = Node(f"{domain}.{op}" if domain else op, operands, attrs, len(outputs) or 1, name=proto.name, doc=proto.doc_string)
+        full = f"{domain}.{op}" if domain else op
+        node = Node(full, operands, attrs, len(outputs) or 1, name=proto.name, doc=proto.doc_string)
         insert(node, graph.ret)
         for name, value in zip(outputs, node.results, strict=False):
             if name:
@@ -375,6 +384,8 @@ class _Importer:
         self.extras(proto, node)
         if domain and home is not None:
             self.stated(node, scope, home)
+        elif "sparse_value" in attrs:
+            node.result.type = _dense_type(proto.attribute[0].sparse_tensor)
 
     def signature(self, op: str, domain: str) -> Signature | None:
         """What operator ``op`` of ``domain`` asks for in the version that the model imports, if that is known."""
@@ -404,7 +415,7 @@ class _Importer:
                 result.type = type_from_proto(scope.stated[result.name].type)
 
     def call(
-        self, key: FunctionKey, operands: list[Value | None], attrs: dict[str, Any], outputs: list[str], graph: Graph, scope: _Scope
+        self, proto: NodeProto, key: FunctionKey, operands: list[Value | None], graph: Graph, scope: _Scope
     ) -> None:
         """Append the body of a function to ``graph`` in place of a call."""
         function = self.functions[key]
@@ -412,23 +423,26 @@ class _Importer:
             raise ModelError(f"function {shown(function.name)} calls itself")
         self.inlined += len(function.node)
         self.depth += 1
-        if self.depth > MAX_DEPTH or self.inlined > MAX_INLINED:
-            raise ModelError(f"function calls nested deeper than {MAX_DEPTH}, or expanding to more than {MAX_INLINED:,} nodes")
+        if self.depth > MAX_DEPTH:
+            raise ModelError(f"function calls nested deeper than {MAX_DEPTH}")
+        if self.inlined > MAX_INLINED:
+            raise ModelError(f"function calls expand to more than {MAX_INLINED:,} nodes")
+        formals = function.input
+        if len(operands) > len(formals) or len(proto.output) > len(function.output):
+            raise ModelError(f"the function takes {len(formals)} inputs and has {len(function.output)} outputs")
         defaults = self.attributes(function.attribute_proto, scope, None)
-        inner = _Scope(None, {**defaults, **attrs})
-        if len(operands) > len(function.input) or len(outputs) > len(function.output):
-            raise ModelError(f"function {shown(function.name)} takes {len(function.input)} inputs and has {len(function.output)} outputs")
-        for i, name in enumerate(function.input):
+        inner = _Scope(None, {**defaults, **self.attributes(proto.attribute, scope, None)})
+        for i, name in enumerate(formals):
             inner.define(name, operands[i] if i < len(operands) else None)
         self.calls.append(key)
         self.nodes(self.ordered(function.node), graph, inner, None)
         self.calls.pop()
         self.depth -= 1
-        for formal, actual in zip(function.output, outputs, strict=False):
+        for formal, actual in zip(function.output, proto.output, strict=False):
             if actual:
                 value = inner.find(formal)
                 if value is None:
-                    raise ModelError(f"function {shown(function.name)} returns an argument that the call leaves out")
+                    raise ModelError("the function returns an argument that the call leaves out")
                 scope.define(actual, value)
                 if value.producer is not None and formal not in function.input:
                     value.name = actual
@@ -443,8 +457,9 @@ class _Importer:
             if name in attrs or not name:
                 raise ModelError(f"two attributes are called {shown(name)}" if name else "an attribute has no name")
             kind = proto.type
-            if form is not None and form.attributes.get(name, kind) != kind:
-                raise ModelError(f"attribute {shown(name)} is {kind_name(kind)} instead of {kind_name(form.attributes[name])}")
+            expected = kind if form is None else form.attributes.get(name, kind)
+            if kind != expected:
+                raise ModelError(f"attribute {shown(name)} is {kind_name(kind)} instead of {kind_name(expected)}")
             if reference := proto.ref_attr_name:
                 if scope.attributes is None:
                     raise ModelError(f"attribute {shown(name)} refers to an attribute of a function, but is in none")
@@ -504,7 +519,7 @@ def _constant(attrs: dict[str, Any], name: str) -> Value:
     """The value of a Constant node."""
     if len(attrs) != 1 or not name:
         raise ModelError("a Constant takes exactly one value and gives one result")
-    (key, value), = attrs.items()
+    ((key, value),) = attrs.items()
     if key == "value" and isinstance(value, Tensor):
         return constant(value, name=name)
     dtype = _CONSTANTS.get(key)
@@ -514,6 +529,10 @@ def _constant(attrs: dict[str, Any], name: str) -> Value:
         return constant(tensor(value, dtype, name))
     except (TypeError, ValueError):
         raise ModelError(f"attribute {shown(key)} does not hold {dtype.text}") from None
+
+
+def _dense_type(proto: SparseTensorProto) -> TensorType:
+    return TensorType(dtype_of(proto.values.data_type), static_shape(proto, proto.values.name))
 
 
 def _metadata(proto: ValueInfoProto | TensorProto) -> dict[str, str]:
@@ -537,15 +556,17 @@ def _opsets(imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
         domain, version = entry.domain, entry.version
         if domain == "ai.onnx":
             domain = ""
-        if version < 1 or found.setdefault(domain, version) != version:
-            raise ModelError(f"opset {version} of domain {shown(domain or 'ai.onnx')}" + (" contradicts another import" if version >= 1 else ""))
+        if version < 1:
+            raise ModelError(f"opset {version} of domain {shown(domain or 'ai.onnx')}")
+        if found.setdefault(domain, version) != version:
+            raise ModelError(f"two opsets of domain {shown(domain or 'ai.onnx')}: {found[domain]} and {version}")
     return found
 
 
 def _same_operators(function: FunctionProto, domain: str, a: int, b: int) -> bool:
     """Whether the operators that ``function`` uses are the same in versions ``a`` and ``b`` of ``domain``."""
     for node in function.node:
-        if node.domain in (domain, "ai.onnx" if not domain else domain):
+        if node.domain == domain or (node.domain == "ai.onnx" and not domain):
             try:
                 if len({onnx.defs.get_schema(node.op_type, v, domain).since_version for v in (a, b)}) > 1:
                     return False

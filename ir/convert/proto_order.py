@@ -74,7 +74,8 @@ def _uses(node: NodeProto) -> set[str]:
 
 
 def _free(graph: GraphProto) -> set[str]:
-    defined = {v.name for v in graph.input} | {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
+    defined = {v.name for v in graph.input} | {t.name for t in graph.initializer}
+    defined.update(t.values.name for t in graph.sparse_initializer)
     used = {v.name for v in graph.output}
     for node in graph.node:
         used |= _uses(node)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import numpy as np
-from onnx import StringStringEntryProto, TensorProto, TensorShapeProto, TypeProto
+from onnx import SparseTensorProto, StringStringEntryProto, TensorProto, TensorShapeProto, TypeProto
 
 from ..dims import Dim, Sym, fresh, parse_dim
 from ..errors import ModelError
@@ -169,7 +169,7 @@ _FIELDS = {
 }  # fmt: skip
 
 
-def static_shape(proto: TensorProto) -> tuple[int, ...]:
+def static_shape(proto: TensorProto | SparseTensorProto, name: str) -> tuple[int, ...]:
     """The shape of a tensor.
 
     Raises:
@@ -177,7 +177,7 @@ def static_shape(proto: TensorProto) -> tuple[int, ...]:
     """
     shape = tuple(proto.dims)
     if shape and (min(shape) < 0 or len(shape) > MAX_RANK or math.prod([d or 1 for d in shape]) > MAX_ELEMENTS):
-        raise ModelError(f"tensor {shown(proto.name)} has the absurd shape {_short(shape)}")
+        raise ModelError(f"tensor {shown(name)} has the absurd shape {_short(shape)}")
     return shape
 
 
@@ -196,7 +196,7 @@ def tensor_from_proto(proto: TensorProto, resolve: Resolver | None) -> Tensor:
             raise ModelError(f"tensor {shown(proto.name)} has its data in another file: load the model from its path")
         return resolve(proto)
     dtype = dtype_of(proto.data_type)
-    shape = static_shape(proto)
+    shape = static_shape(proto, proto.name)
     if dtype is DType.STRING:
         array = _strings(proto, shape)
     elif dtype is DType.UNDEFINED:
@@ -217,11 +217,10 @@ def _elements(proto: TensorProto, dtype: DType, shape: tuple[int, ...]) -> np.nd
             return unpack(np.frombuffer(raw, np.uint8), dtype, shape)
         return unpack(_typed_data(proto, dtype), dtype, shape)
     except ValueError:  # TensorError is one
-        size = math.prod(shape)
-        entries = len(raw) or len(getattr(proto, _FIELDS.get(dtype, ("int32_data",))[0]))
-        raise ModelError(
-            f"tensor {shown(proto.name)} is {dtype.text}{_short(shape)}, {size} elements, but holds {entries} {'bytes' if raw else 'entries'}"
-        ) from None
+        field = _FIELDS.get(dtype, ("int32_data",))[0]
+        held = f"{len(raw)} bytes" if raw else f"{len(getattr(proto, field))} entries of {field}"
+        what = f"tensor {shown(proto.name)} is {dtype.text}{_short(shape)}"
+        raise ModelError(f"{what}, {math.prod(shape)} elements, but holds {held}") from None
 
 
 def _typed_data(proto: TensorProto, dtype: DType) -> np.ndarray[Any, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ..dims import Dim, dim_floordiv, fresh
+from ..dims import Dim, dim_floordiv, fresh, is_clipped
 from ..graph import Node, Value
 from ..types import UNKNOWN, DType, SequenceType, TensorType, Type
 from .engine import IllTyped, content_of
@@ -210,7 +210,10 @@ def same_dim(node: Node, a: Dim, b: Dim) -> Dim:
 
 
 def broadcast_dim(a: Dim, b: Dim) -> Dim:
-    """The size to which two sizes broadcast: unknown for two different symbols, either of which may be 1."""
+    """The size to which two sizes broadcast: unknown for two different symbols, either of which may be 1.
+
+    A size and its clipped self (a slice of a table of positions) give the size: where it is 1, so is the other.
+    """
     if a is b or b == 1:
         return a
     if a == 1:
@@ -219,9 +222,9 @@ def broadcast_dim(a: Dim, b: Dim) -> Dim:
         if type(b) is int and a != b:
             raise IllTyped(f"sizes {a} and {b} do not broadcast")
         return a
-    if type(b) is int or a == b:
+    if type(b) is int or a == b or is_clipped(a, b):
         return b
-    return fresh()
+    return a if is_clipped(b, a) else fresh()
 
 
 def broadcast(a: Shape | None, b: Shape | None) -> Shape | None:

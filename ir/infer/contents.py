@@ -134,15 +134,23 @@ def _same(node: Node) -> Content | None:
 @content("Cast", "CastLike")
 def _cast(node: Node) -> Content | None:
     source = operand(node, 0)
+    dtype = node.results[0].dtype
     elements = content_of(source)
     if elements is None:
-        return None
-    dtype = node.results[0].dtype
+        return _truncated(source.const, dtype)
     if dtype is DType.BOOL:
         return _truths([_known_different(e, 0) for e in elements])
     if dtype.bits < 32 and not all(type(e) is int for e in elements):
         return None  # a size may not fit
     return elements
+
+
+def _truncated(t: Tensor | None, dtype: DType) -> Content | None:
+    """The elements of a small floating-point constant, cast to ``dtype``."""
+    if t is None or not t.dtype.is_floating or t.size > MAX_CONTENT:
+        return None
+    numbers = [float(e) for e in t.numpy().ravel()]
+    return tuple([int(bool(e)) if dtype is DType.BOOL else int(e) for e in numbers])
 
 
 @content("Transpose")

@@ -130,14 +130,13 @@ def _window_count(node: Node, size: Dim, window: Dim, stride: int, before: int, 
     room = size + (before + after) - window
     if type(room) is not int:
         return fresh() if ceil and stride > 1 else dim_floordiv(room, stride) + 1
-    if room < 0:
+    count = (-(-room // stride) if ceil else room // stride) + 1
+    if count <= 0 or (room < 0 and not ceil):
         if size == 0:
             return fresh()
         raise IllTyped(f"{node.op}: a window of {window} in {size} elements padded by {before} and {after}")
-    if not ceil:
-        return room // stride + 1
-    count = -(-room // stride) + 1
-    return count - 1 if type(size) is int and (count - 1) * stride >= size + before else count
+    # the last window must start inside the input or the padding before it
+    return count - 1 if ceil and (count - 1) * stride >= size + before else count  # type: ignore[operator]
 
 
 @typing("ConvTranspose")

@@ -33,7 +33,7 @@ class NearMiss:
         rule: its name.
         anchor: the node at which it was tried.
         reached: the number of nodes that its furthest attempt matched.
-        size: the number of nodes of its (smallest) pattern; 1 for rules without a pattern.
+        size: the number of nodes of its (smallest) pattern; 0 for rules without a pattern.
         reason: the requirement that did not hold.
         node: the node at which the attempt ended, or None.
     """
@@ -46,9 +46,27 @@ class NearMiss:
     node: Node | None
 
     @property
+    def anchor_text(self) -> str:
+        """The anchor, in a message."""
+        return describe(self.anchor)
+
+    @property
+    def end_text(self) -> str:
+        """The node at which the attempt ended, in a message; "" if it is the anchor."""
+        return describe(self.node) if self.node is not None and self.node is not self.anchor else ""
+
+    def __str__(self) -> str:
+        origin = str(self.anchor.origin)
+        matched = f"{self.reached} of {self.size} nodes match" if self.reached <= self.size else "the whole pattern matches"
+        facts = ([matched] if self.size > 1 else []) + ([f"ended at {self.end_text}"] if self.end_text else [])
+        text = f"{self.rule} at {self.anchor_text}: {self.reason}" + (f" ({', '.join(facts)})" if facts else "")
+        return text + (f" [{origin}]" if origin else "")
+
+    @property
     def is_close(self) -> bool:
-        """Whether the whole pattern, or at least two of its nodes, matched: the rest is noise for most readers."""
-        return self.reached >= min(self.size, 2) and not self.reason.startswith("not the constant")
+        """Whether only a condition was missing, or at least half of a pattern of some size was there: the rest is noise for
+        most readers."""
+        return self.reached > self.size or (self.size > 2 and 2 * self.reached >= self.size)
 
 
 class Explain(Observer):
@@ -101,7 +119,7 @@ def near_misses(graph: Graph, rules: Iterable[Rule]) -> list[NearMiss]:
     """Where ``rules`` nearly match ``graph`` as it is now, closest first."""
     found = []
     for rule, anchor, (reached, reason, node) in explain_rules(graph, rules):
-        size = min((_size(root) for root in rule.roots), default=1) if isinstance(rule, PatternRule) else 1
+        size = min((_size(root) for root in rule.roots), default=0) if isinstance(rule, PatternRule) else 0
         found.append(NearMiss(rule.name, anchor, reached, size, reason, node))
     return sorted(found, key=lambda miss: -miss.reached / max(miss.size, miss.reached))
 

@@ -11,14 +11,14 @@ from ..base import Context, Pass
 from ..numerics import Within
 from ..rewrite import RuleIndex, rewrite
 from ..rules import Rule
-from . import control, convolutions, identities, indexing, linear, reshapes, shapes, transposes
+from . import control, convolutions, identities, indexing, linear, masks, reshapes, shapes, transposes
 from .eliminate_common_subexpressions import eliminate
 from .fold_constants import fold_rule
 
 __all__ = ["Simplify", "simplify_rules"]
 
 _ROUNDS = 10
-_SUBJECTS = (identities, reshapes, transposes, indexing, shapes, convolutions, linear, control)
+_SUBJECTS = (identities, reshapes, transposes, indexing, shapes, masks, convolutions, linear, control)
 
 
 def rules_in(module: ModuleType) -> list[Rule]:
@@ -38,6 +38,11 @@ class Simplify(Pass):
     dead or computed twice."""
 
     numerics = Within()
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """All rules but constant folding."""
+        return simplify_rules()
 
     def run(self, graph: Graph, ctx: Context) -> None:
         index = RuleIndex([fold_rule(ctx), *simplify_rules()])

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ...ir import Node, Value, constant, op
+from ...ir import Node, Tensor, Value, constant, op
 from ...ir.types import DType
 from ..numerics import within
 from ..pattern import const, optional
@@ -129,13 +129,14 @@ def _inner(root: Node, name: str) -> Node:
     raise AssertionError(name)
 
 
-@rule("Conv")
-def drop_zero_bias(node: Node) -> Value | None:
+def _is_zero(t: Tensor) -> bool:
+    return t.is_cheap and t.size <= 1 << 16 and not t.numpy().any()
+
+
+@rule(lambda x, w, attrs, b=const(_is_zero): op.Conv(x, w, b, **attrs))
+def drop_zero_bias(x, w, attrs):  # type: ignore[no-untyped-def]
     """A bias of zeros."""
-    b = node.operand(2)
-    if b is None or b.const is None or not b.const.is_cheap or b.const.size > 1 << 16 or b.const.numpy().any():
-        return None
-    return Node("Conv", node.operands[:2], dict(node.attrs), [node.results[0].type]).result
+    return op.Conv(x, w, **attrs)
 
 
 def _spatial_pads(pad: Node, rank: int) -> tuple[list[int], list[int]] | None:

@@ -108,8 +108,10 @@ def _lazy(node: Node, index: int, tensors: list[Tensor | None]) -> Value:
         assert results is not None
         return results[index]
 
+    recipe = (node.op, dict(node.attrs)) if len(node.results) == 1 and len(present) == len(tensors) else None
     assert isinstance(result.type, TensorType) and result.type.is_static
-    return _constant(LazyTensor(compute, present, result.dtype, result.type.shape, result.name), result)  # type: ignore[arg-type]
+    lazy = LazyTensor(compute, present, result.dtype, result.type.shape, result.name, recipe=recipe)  # type: ignore[arg-type]
+    return _constant(lazy, result)
 
 
 def _evaluate(node: Node, operands: list[np.ndarray | None], ctx: Context | None) -> list[np.ndarray]:

@@ -176,6 +176,15 @@ def clip_of_relu(x: Value, a: Value, b: Value) -> Value:
     return op.Clip(x, constant(0, x.dtype), b)  # type: ignore[no-any-return]
 
 
+@rule(lambda x, a=scalar, b=scalar, c=scalar, d=scalar: op.Clip(op.Clip(x, a, b), c, d))
+def clip_of_clip(x: Value, a: Value, b: Value, c: Value, d: Value) -> Value:
+    """Two clips to overlapping intervals are one."""
+    bounds = [_bound(v) for v in (a, b, c, d)]
+    low, high = max(bounds[0] or 0, bounds[2] or 0), min(bounds[1] or 0, bounds[3] or 0)
+    require(None not in bounds and low <= high, "the intervals do not overlap")
+    return op.Clip(x, constant(low, x.dtype), constant(high, x.dtype))  # type: ignore[no-any-return]
+
+
 def _clip(x: Value, low: Value, high: Value) -> Value:
     a, b = _bound(low), _bound(high)
     require(a is not None and b is not None and a <= b, "the bounds cross")

@@ -101,6 +101,46 @@ def drop_empty_pad(node: Node) -> Value | None:
     return node.operands[0] if not any(pads or ()) else None
 
 
+@rule("Pad")
+def pad_of_pad(node: Node) -> Value | None:
+    """Two pads with the same constant are one."""
+    x = node.operands[0]
+    assert x is not None
+    inner = x.producer
+    if inner is None or inner.op != "Pad" or inner.graph is not node.graph or len(x.users) != 1:
+        return None
+    require(all(n.attrs.get("mode", "constant") == "constant" for n in (inner, node)), "the mode is not constant")
+    require(_fill(inner) is not None and _fill(inner) == _fill(node), "they pad with different values")
+    rank = x.rank
+    first, second = _all_pads(inner, rank), _all_pads(node, rank)
+    require(first is not None and second is not None, "the pads are known only when it runs")
+    assert first is not None and second is not None
+    require(min(first + second) >= 0, "one of them crops")
+    pads = constant([a + b for a, b in zip(first, second, strict=True)], DType.INT64)
+    return op.Pad(inner.operands[0], pads, node.operand(2))  # type: ignore[no-any-return]
+
+
+def _fill(pad: Node) -> float | None:
+    """The number that a constant Pad fills in, if it is known."""
+    value = pad.operand(2)
+    if value is None:
+        return 0.0
+    return float(value.const.numpy().reshape(())) if value.const is not None and value.const.size == 1 else None
+
+
+def _all_pads(pad: Node, rank: int | None) -> list[int] | None:
+    """Begin and end pads of all dimensions."""
+    pads, axes = integers(pad.operand(1)), integers(pad.operand(3))
+    if pads is None or rank is None or (pad.operand(3) is not None and axes is None):
+        return None
+    chosen = tuple(range(rank)) if axes is None else axes
+    result = [0] * (2 * rank)
+    for i, axis in enumerate(chosen):
+        result[axis % rank] = pads[i]
+        result[rank + axis % rank] = pads[len(chosen) + i]
+    return result
+
+
 @rule("Tile")
 def drop_single_tile(node: Node) -> Value | None:
     """A Tile once in each dimension."""

@@ -40,6 +40,22 @@ def addend_into_gemm(a, b, c, d, alpha, beta, ta, tb):  # type: ignore[no-untype
     return op.Gemm(a, b, op.Add(c, d), alpha=alpha, transA=ta, transB=tb)
 
 
+@rule(
+    lambda a, ta, tb, alpha, beta, w=const, b=const, c=const: op.Gemm(a, w, optional(b), alpha=alpha, beta=beta, transA=ta, transB=tb) * c,
+    numerics=_ROUNDING,
+)
+def scale_into_gemm(a, w, b, c, alpha, beta, ta, tb):  # type: ignore[no-untyped-def]
+    """A factor per column of a Gemm with constant operands goes into them."""
+    assert c.const is not None and w.const is not None
+    n = w.const.shape[0 if tb else 1]
+    require(len(c.const.shape) <= 2 and all(d == 1 for d in c.const.shape[:-1]), "the constant is not one number per column")
+    vector = c.const.numpy().reshape(-1)
+    require(vector.size in (1, n), "the constant is not one number per column")
+    row = constant(np.ascontiguousarray(np.broadcast_to(vector, (n,))), c.dtype)
+    factor = op.Unsqueeze(row, constant([1], DType.INT64)) if tb else row
+    return op.Gemm(a, op.Mul(w, factor), None if b is None else op.Mul(b, row), alpha=alpha, beta=beta, transA=ta, transB=tb)
+
+
 @rule("Gemm")
 def transpose_into_gemm(node: Node) -> Value | None:
     """A transposed operand is read the other way round."""

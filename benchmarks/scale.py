@@ -59,7 +59,9 @@ def rms_norm(x: Value, weight: Value) -> Value:
     return op.Mul(weight, op.Cast(op.Mul(y, op.Reciprocal(op.Sqrt(op.Add(mean, 1e-5)))), to=int(x.dtype)))  # type: ignore[no-any-return]
 
 
-def decoder(layers: int, hidden: int, ffn: int, head: int, kv_heads: int, vocabulary: int, path: Path, dtype: DType) -> tuple[Graph, int]:
+def decoder(
+    layers: int, hidden: int, ffn: int, head: int, kv_heads: int, vocabulary: int, path: Path, dtype: DType
+) -> tuple[Graph, int]:
     """A Llama-shaped decoder over ``path``, and the number of bytes that its weights take there."""
     graph = Graph("decoder", opsets={"": 23})
     ids = graph.add_input(TensorType(DType.INT64, (sym("batch"), sym("sequence"))), "input_ids")
@@ -73,8 +75,14 @@ def decoder(layers: int, hidden: int, ffn: int, head: int, kv_heads: int, vocabu
         v = heads(linear(y, weight(f"{i}.v", kv_heads * head, hidden)), batch, sequence, head)
         groups = hidden // head // kv_heads
         k, v = (_repeat(t, groups, batch, sequence, head) for t in (k, v))
-        scores = op.Softmax(op.Mul(op.MatMul(q, op.Transpose(k, perm=[0, 1, 3, 2])), constant(head**-0.5, dtype)), axis=-1)
-        attended = op.Reshape(op.Transpose(op.MatMul(scores, v), perm=[0, 2, 1, 3]), op.Concat(batch, sequence, constant([-1]), axis=0), allowzero=1)
+        scores = op.Softmax(
+            op.Mul(op.MatMul(q, op.Transpose(k, perm=[0, 1, 3, 2])), constant(head**-0.5, dtype)), axis=-1
+        )
+        attended = op.Reshape(
+            op.Transpose(op.MatMul(scores, v), perm=[0, 2, 1, 3]),
+            op.Concat(batch, sequence, constant([-1]), axis=0),
+            allowzero=1,
+        )
         x = op.Identity(op.Add(x, linear(attended, weight(f"{i}.o", hidden, hidden))))
         y = rms_norm(x, weight(f"{i}.norm2", hidden))
         gate = linear(y, weight(f"{i}.gate", ffn, hidden))
@@ -89,7 +97,9 @@ def decoder(layers: int, hidden: int, ffn: int, head: int, kv_heads: int, vocabu
 
 def _repeat(x: Value, groups: int, batch: Value, sequence: Value, head: int) -> Value:
     """Repeat key or value heads for grouped queries."""
-    wide = op.Expand(op.Unsqueeze(x, constant([2])), op.Concat(batch, constant([1, groups]), sequence, constant([head]), axis=0))
+    wide = op.Expand(
+        op.Unsqueeze(x, constant([2])), op.Concat(batch, constant([1, groups]), sequence, constant([head]), axis=0)
+    )
     return op.Reshape(wide, op.Concat(batch, constant([-1]), sequence, constant([head]), axis=0), allowzero=1)  # type: ignore[no-any-return]
 
 
@@ -101,7 +111,9 @@ def llama(folder: Path) -> None:
     graph, size = decoder(80, 8192, 28672, 128, 8, 128256, data, DType.BFLOAT16)
     os.truncate(data, size)
     save(graph, folder / "llama.onnx", weights="reference")
-    out = subprocess.run([sys.executable, __file__, "--child", str(folder)], check=True, capture_output=True, text=True).stdout
+    out = subprocess.run(
+        [sys.executable, __file__, "--child", str(folder)], check=True, capture_output=True, text=True
+    ).stdout
     print(f"weights {size / 1e9:.0f} GB (sparse), {json.loads(out)}")
 
 

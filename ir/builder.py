@@ -44,7 +44,9 @@ def as_attribute(value: Any) -> Any:
     return value
 
 
-def make_node(op_name: str, operands: tuple[Any, ...], attrs: dict[str, Any], results: int | None = None, *, name: str = "") -> Node:
+def make_node(
+    op_name: str, operands: tuple[Any, ...], attrs: dict[str, Any], results: int | None = None, *, name: str = ""
+) -> Node:
     """A floating, typed node.
 
     Raises:
@@ -57,7 +59,13 @@ def make_node(op_name: str, operands: tuple[Any, ...], attrs: dict[str, Any], re
     attributes = {k: as_attribute(v) for k, v in attrs.items() if v is not None}
     if results is None:
         default = _RESULTS.get(op_name, 1)
-        results = attributes[default] if isinstance(default, str) and default in attributes else default if isinstance(default, int) else 1
+        results = (
+            attributes[default]
+            if isinstance(default, str) and default in attributes
+            else default
+            if isinstance(default, int)
+            else 1
+        )
     node = Node(op_name, values, attributes, results, name=name)
     infer(node)
     return node
@@ -113,10 +121,17 @@ def _install_operators() -> None:
 
         return apply
 
-    for python, name in {"add": "Add", "sub": "Sub", "mul": "Mul", "truediv": "Div", "matmul": "MatMul", "pow": "Pow"}.items():
+    for python, name in {
+        "add": "Add",
+        "sub": "Sub",
+        "mul": "Mul",
+        "truediv": "Div",
+        "matmul": "MatMul",
+        "pow": "Pow",
+    }.items():
         setattr(Value, f"__{python}__", binary(name))
         setattr(Value, f"__r{python}__", binary(name, swap=True))
-    setattr(Value, "__neg__", lambda self: op.Neg(self))
+    Value.__neg__ = lambda self: op.Neg(self)
 
 
 _install_operators()

@@ -87,7 +87,7 @@ class Sym:
     def name(self) -> str | None:
         """The atom, when the expression is one single atom; else None."""
         if len(self.terms) == 1:
-            (monomial, c), = self.terms.items()
+            ((monomial, c),) = self.terms.items()
             if c == 1 and len(monomial) == 1:
                 return monomial[0]
         return None
@@ -172,7 +172,11 @@ def product(dims: Iterable[Dim]) -> Dim:
 
 def _exact_quotient(a: Sym, b: Dim) -> Dim | None:
     """``a / b`` where the polynomial division leaves no remainder and ``b`` is a single term; else None."""
-    (monomial, c), = ({(): b} if isinstance(b, int) else b.terms).items() if isinstance(b, int) or len(b.terms) == 1 else ((None, 0),)
+    ((monomial, c),) = (
+        ({(): b} if isinstance(b, int) else b.terms).items()
+        if isinstance(b, int) or len(b.terms) == 1
+        else ((None, 0),)
+    )
     if monomial is None or c == 0:
         return 1 if a == b else None
     quotient: dict[Monomial, int] = {}
@@ -202,7 +206,9 @@ def _opaque(function: str, a: Dim, b: Dim, *, non_negative: bool) -> Dim:
 def is_clipped(dim: Dim, size: Dim) -> bool:
     """Whether ``dim`` is ``min(size, n)`` for an integer ``n`` of at least 1."""
     function, a, b = _OPERATIONS.get(dim.name or "", ("", 0, 0)) if isinstance(dim, Sym) else ("", 0, 0)
-    return function == "min" and ((a == size and isinstance(b, int) and b > 0) or (b == size and isinstance(a, int) and a > 0))
+    return function == "min" and (
+        (a == size and isinstance(b, int) and b > 0) or (b == size and isinstance(a, int) and a > 0)
+    )
 
 
 def dim_floordiv(a: Dim, b: Dim) -> Dim:
@@ -278,7 +284,12 @@ _OPERATORS: dict[type[ast.operator], Callable[[Dim, Dim], Dim]] = {
     ast.FloorDiv: dim_floordiv,
     ast.Mod: dim_mod,
 }
-_FUNCTIONS: dict[str, Callable[[Dim, Dim], Dim]] = {"max": dim_max, "min": dim_min, "floordiv": dim_floordiv, "mod": dim_mod}
+_FUNCTIONS: dict[str, Callable[[Dim, Dim], Dim]] = {
+    "max": dim_max,
+    "min": dim_min,
+    "floordiv": dim_floordiv,
+    "mod": dim_mod,
+}
 
 
 def parse_dim(text: str) -> Dim:

@@ -14,7 +14,24 @@ from typing import Any
 from .graph import Graph, Node, Value
 from .types import Type, compatible, merge
 
-__all__ = ["EditError", "Event", "Listener", "Transaction", "dominates", "erase", "floating", "insert", "insert_floating", "is_before", "replace", "set_attr", "set_operand", "set_operands", "set_type", "transaction"]
+__all__ = [
+    "EditError",
+    "Event",
+    "Listener",
+    "Transaction",
+    "dominates",
+    "erase",
+    "floating",
+    "insert",
+    "insert_floating",
+    "is_before",
+    "replace",
+    "set_attr",
+    "set_operand",
+    "set_operands",
+    "set_type",
+    "transaction",
+]
 
 _GAP = 1 << 24  # distance between the order numbers of neighbours, so that insertions rarely renumber
 
@@ -212,7 +229,9 @@ def erase(node: Node) -> None:
         raise EditError(f"cannot erase {node.op} {node.name!r}: it is {'the return' if node.graph else 'in no graph'}")
     for result in node.results:
         if result._users:
-            raise EditError(f"cannot erase {node.op} {node.name!r}: %{result.name} is used by {next(iter(result._users)).op}")
+            raise EditError(
+                f"cannot erase {node.op} {node.name!r}: %{result.name} is used by {next(iter(result._users)).op}"
+            )
     graph, following = node.graph, node.next
     _unlink(node)
     _emit(graph, Event("erase", node, following))
@@ -285,7 +304,11 @@ def floating(values: Iterable[Value]) -> list[Node]:
         nested = [graph for outer in node.graphs for graph in outer.walk_graphs()]
         captured = (inner.operands for graph in nested for inner in (*graph.nodes, graph.ret))
         for operands in (node.operands, *captured):
-            stack.extend((o.producer, False) for o in operands if o is not None and o.producer is not None and o.producer.graph is None)
+            stack.extend(
+                (o.producer, False)
+                for o in operands
+                if o is not None and o.producer is not None and o.producer.graph is None
+            )
     return list(found)
 
 

@@ -64,10 +64,23 @@ def _unary(function: Callable[[Array], Array]) -> Callable[[Node, Arrays], Array
 
 
 for _name, _function in {
-    "Neg": np.negative, "Abs": np.abs, "Sqrt": np.sqrt, "Exp": np.exp, "Log": np.log, "Floor": np.floor, "Ceil": np.ceil, "Round": np.rint,
-    "Sign": np.sign, "Sin": np.sin, "Cos": np.cos, "Tanh": np.tanh, "Reciprocal": np.reciprocal, "Not": np.logical_not,
-    "BitwiseNot": np.invert, "Identity": lambda x: x,
-}.items():  # fmt: skip
+    "Neg": np.negative,
+    "Abs": np.abs,
+    "Sqrt": np.sqrt,
+    "Exp": np.exp,
+    "Log": np.log,
+    "Floor": np.floor,
+    "Ceil": np.ceil,
+    "Round": np.rint,
+    "Sign": np.sign,
+    "Sin": np.sin,
+    "Cos": np.cos,
+    "Tanh": np.tanh,
+    "Reciprocal": np.reciprocal,
+    "Not": np.logical_not,
+    "BitwiseNot": np.invert,
+    "Identity": lambda x: x,
+}.items():
     _TABLE[_name] = _unary(_function)  # type: ignore[arg-type]
 
 
@@ -76,10 +89,22 @@ def _binary(function: Callable[[Array, Array], Array]) -> Callable[[Node, Arrays
 
 
 for _name, _function in {
-    "Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "And": np.logical_and, "Or": np.logical_or, "Xor": np.logical_xor,
-    "Equal": np.equal, "Less": np.less, "LessOrEqual": np.less_equal, "Greater": np.greater, "GreaterOrEqual": np.greater_equal,
-    "BitwiseAnd": np.bitwise_and, "BitwiseOr": np.bitwise_or, "BitwiseXor": np.bitwise_xor, "MatMul": np.matmul,
-}.items():  # fmt: skip
+    "Add": np.add,
+    "Sub": np.subtract,
+    "Mul": np.multiply,
+    "And": np.logical_and,
+    "Or": np.logical_or,
+    "Xor": np.logical_xor,
+    "Equal": np.equal,
+    "Less": np.less,
+    "LessOrEqual": np.less_equal,
+    "Greater": np.greater,
+    "GreaterOrEqual": np.greater_equal,
+    "BitwiseAnd": np.bitwise_and,
+    "BitwiseOr": np.bitwise_or,
+    "BitwiseXor": np.bitwise_xor,
+    "MatMul": np.matmul,
+}.items():
     _TABLE[_name] = _binary(_function)  # type: ignore[arg-type]
 
 
@@ -314,8 +339,16 @@ def _reduce(node: Node, operands: Arrays) -> Array:
         return np.asarray(x)
     if node.op == "ReduceMean" and x.dtype.kind != "f":
         raise ValueError("integer means are left to a backend")
-    function: Any = {"ReduceSum": np.sum, "ReduceProd": np.prod, "ReduceMin": np.min, "ReduceMax": np.max, "ReduceMean": np.mean}[node.op]
-    return np.asarray(function(x, axis=tuple(axes) if axes else None, keepdims=bool(node.attrs.get("keepdims", 1)))).astype(x.dtype)
+    function: Any = {
+        "ReduceSum": np.sum,
+        "ReduceProd": np.prod,
+        "ReduceMin": np.min,
+        "ReduceMax": np.max,
+        "ReduceMean": np.mean,
+    }[node.op]
+    return np.asarray(
+        function(x, axis=tuple(axes) if axes else None, keepdims=bool(node.attrs.get("keepdims", 1)))
+    ).astype(x.dtype)
 
 
 @_op("Sigmoid")

@@ -33,9 +33,29 @@ class Value:
         metadata: ONNX metadata properties, or None.
     """
 
-    __slots__ = ("__weakref__", "_users", "const", "content", "default", "graph", "index", "metadata", "name", "producer", "type")
+    __slots__ = (
+        "__weakref__",
+        "_users",
+        "const",
+        "content",
+        "default",
+        "graph",
+        "index",
+        "metadata",
+        "name",
+        "producer",
+        "type",
+    )
 
-    def __init__(self, type: Type = UNKNOWN, name: str = "", *, producer: Node | None = None, index: int = 0, const: Tensor | None = None):
+    def __init__(
+        self,
+        type: Type = UNKNOWN,
+        name: str = "",
+        *,
+        producer: Node | None = None,
+        index: int = 0,
+        const: Tensor | None = None,
+    ):
         self.type = type
         self.name = name
         self.producer = producer
@@ -101,7 +121,7 @@ def constant(value: object, dtype: DType | None = None, name: str = "") -> Value
     return Value(t.type, name or t.name, const=t)
 
 
-class Empty(tuple):  # type: ignore[type-arg]
+class Empty(tuple):  # type: ignore[type-arg]  # noqa: SLOT001 - a subclass of tuple cannot have slots of its own
     """An empty list attribute that remembers its ONNX attribute type (``INTS`` …), which no element tells."""
 
     kind: int
@@ -131,7 +151,11 @@ class Origin:
         self.rules = rules
 
     def __str__(self) -> str:
-        parts = [self.source, self.module, ",".join(n for n in self.nodes[:3] if n) + (" …" if len(self.nodes) > 3 else "")]
+        parts = [
+            self.source,
+            self.module,
+            ",".join(n for n in self.nodes[:3] if n) + (" …" if len(self.nodes) > 3 else ""),
+        ]
         text = " ".join(p for p in parts if p)
         return text + (f" (by {', '.join(self.rules)})" if self.rules else "")
 
@@ -145,7 +169,23 @@ class Node:
     can be an operand, but is no use of its operands until it is inserted.
     """
 
-    __slots__ = ("__weakref__", "attrs", "doc", "graph", "graphs", "metadata", "name", "next", "op", "operands", "order", "overload", "prev", "results", "rules")
+    __slots__ = (
+        "__weakref__",
+        "attrs",
+        "doc",
+        "graph",
+        "graphs",
+        "metadata",
+        "name",
+        "next",
+        "op",
+        "operands",
+        "order",
+        "overload",
+        "prev",
+        "results",
+        "rules",
+    )
 
     def __init__(
         self,
@@ -243,7 +283,20 @@ class Graph:
         info: what the model says of itself (producer, IR version, …), for the root.
     """
 
-    __slots__ = ("__weakref__", "_first", "doc", "info", "inputs", "listeners", "metadata", "name", "opsets", "output_info", "parent", "ret")
+    __slots__ = (
+        "__weakref__",
+        "_first",
+        "doc",
+        "info",
+        "inputs",
+        "listeners",
+        "metadata",
+        "name",
+        "opsets",
+        "output_info",
+        "parent",
+        "ret",
+    )
 
     def __init__(self, name: str = "", *, opsets: Mapping[str, int] | None = None):
         self.name = name

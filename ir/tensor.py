@@ -12,8 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-from typing import ClassVar
+from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -237,7 +236,9 @@ class FileTensor(Tensor):
 
     def sample(self) -> bytes:
         with self.file.open() as descriptor:
-            return b"".join(self._read(descriptor, at, min(_SAMPLE, self.length - at)) for at in _sample_offsets(self.length))
+            return b"".join(
+                self._read(descriptor, at, min(_SAMPLE, self.length - at)) for at in _sample_offsets(self.length)
+            )
 
     def _read(self, descriptor: int, at: int, count: int) -> bytes:
         data = os.pread(descriptor, count, self.offset + at)
@@ -256,8 +257,8 @@ class LazyTensor(Tensor):
     Args:
         compute: called with the arrays of ``inputs``; returns an array of ``dtype`` and ``shape``.
         inputs: the tensors it reads.
-        recipe: the operator and its attributes that compute the same from ``inputs``, if there is one: so a file may hold
-            the computation instead of the result.
+        recipe: the operator and its attributes that compute the same from ``inputs``, if there is one: so a file may
+            hold the computation instead of the result.
     """
 
     __slots__ = ("compute", "inputs", "recipe")
@@ -337,7 +338,11 @@ def unpack(raw: np.ndarray, dtype: DType, shape: tuple[int, ...]) -> np.ndarray:
         raise TensorError(f"{len(raw)} bytes for {dtype.text}{list(shape)}")
     bits = dtype.bits
     if bits >= 8:
-        array = raw.view(dtype.numpy) if raw.flags.aligned and raw.ctypes.data % dtype.numpy.itemsize == 0 else np.frombuffer(raw.tobytes(), dtype.numpy)
+        array = (
+            raw.view(dtype.numpy)
+            if raw.flags.aligned and raw.ctypes.data % dtype.numpy.itemsize == 0
+            else np.frombuffer(raw.tobytes(), dtype.numpy)
+        )
         array = array.reshape(shape)
     else:
         per_byte = 8 // bits

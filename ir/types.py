@@ -9,7 +9,19 @@ import numpy as np
 
 from .dims import Dim, Sym, fresh, product
 
-__all__ = ["UNKNOWN", "DType", "OptionalType", "OtherType", "SequenceType", "TensorType", "Type", "compatible", "merge", "same_shape", "tensor_type"]
+__all__ = [
+    "UNKNOWN",
+    "DType",
+    "OptionalType",
+    "OtherType",
+    "SequenceType",
+    "TensorType",
+    "Type",
+    "compatible",
+    "merge",
+    "same_shape",
+    "tensor_type",
+]
 
 Shape = tuple[Dim, ...]
 
@@ -97,21 +109,34 @@ class DType(enum.IntEnum):
         return found
 
 
-_BITS = {dtype: 0 for dtype in DType}
+_BITS = dict.fromkeys(DType, 0)
 for _names, _width in (
-    ("FLOAT INT32 UINT32", 32), ("DOUBLE INT64 UINT64 COMPLEX64", 64), ("COMPLEX128", 128), ("FLOAT16 BFLOAT16 INT16 UINT16", 16),
-    ("UINT8 INT8 BOOL FLOAT8E4M3FN FLOAT8E4M3FNUZ FLOAT8E5M2 FLOAT8E5M2FNUZ FLOAT8E8M0", 8), ("UINT4 INT4 FLOAT4E2M1", 4), ("UINT2 INT2", 2),
-):  # fmt: skip
+    ("FLOAT INT32 UINT32", 32),
+    ("DOUBLE INT64 UINT64 COMPLEX64", 64),
+    ("COMPLEX128", 128),
+    ("FLOAT16 BFLOAT16 INT16 UINT16", 16),
+    ("UINT8 INT8 BOOL FLOAT8E4M3FN FLOAT8E4M3FNUZ FLOAT8E5M2 FLOAT8E5M2FNUZ FLOAT8E8M0", 8),
+    ("UINT4 INT4 FLOAT4E2M1", 4),
+    ("UINT2 INT2", 2),
+):
     for _name in _names.split():
         _BITS[DType[_name]] = _width
 _FLOATING = frozenset(d for d in DType if "FLOAT" in d.name or d.name == "DOUBLE")
 _INTEGER = frozenset(d for d in DType if "INT" in d.name)
 _SIGNED = frozenset(d for d in _INTEGER if not d.name.startswith("U"))
 _ML_DTYPES = {
-    DType.BFLOAT16: "bfloat16", DType.FLOAT8E4M3FN: "float8_e4m3fn", DType.FLOAT8E4M3FNUZ: "float8_e4m3fnuz", DType.FLOAT8E5M2: "float8_e5m2",
-    DType.FLOAT8E5M2FNUZ: "float8_e5m2fnuz", DType.UINT4: "uint4", DType.INT4: "int4", DType.FLOAT4E2M1: "float4_e2m1fn",
-    DType.FLOAT8E8M0: "float8_e8m0fnu", DType.UINT2: "uint2", DType.INT2: "int2",
-}  # fmt: skip
+    DType.BFLOAT16: "bfloat16",
+    DType.FLOAT8E4M3FN: "float8_e4m3fn",
+    DType.FLOAT8E4M3FNUZ: "float8_e4m3fnuz",
+    DType.FLOAT8E5M2: "float8_e5m2",
+    DType.FLOAT8E5M2FNUZ: "float8_e5m2fnuz",
+    DType.UINT4: "uint4",
+    DType.INT4: "int4",
+    DType.FLOAT4E2M1: "float4_e2m1fn",
+    DType.FLOAT8E8M0: "float8_e8m0fnu",
+    DType.UINT2: "uint2",
+    DType.INT2: "int2",
+}
 _NUMPY = {DType.FLOAT: "float32", DType.DOUBLE: "float64", DType.STRING: "object"}
 _FROM_NUMPY = {_ML_DTYPES.get(d) or _NUMPY.get(d) or d.text: d for d in DType if d}
 
@@ -137,7 +162,9 @@ class TensorType:
         self.shape = shape
 
     def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, TensorType) and self.dtype == other.dtype and self.shape == other.shape)
+        return self is other or (
+            isinstance(other, TensorType) and self.dtype == other.dtype and self.shape == other.shape
+        )
 
     def __hash__(self) -> int:
         return hash((self.dtype, self.shape))
@@ -259,8 +286,10 @@ def _merge_dim(a: Dim, b: Dim) -> Dim:
 
 
 def merge(a: Type, b: Type) -> Type:
-    """All that two `compatible` types state of one value; ``a`` wins where neither is more precise. Returns ``a`` itself
-    when ``b`` adds nothing."""
+    """All that two `compatible` types state of one value.
+
+    Where neither is more precise, ``a`` wins; the result is ``a`` itself when ``b`` adds nothing.
+    """
     if isinstance(a, TensorType) and isinstance(b, TensorType):
         if a == b:
             return a

@@ -41,6 +41,7 @@ class Runner(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class Pass:
     """Base class of passes. Subclasses are frozen dataclasses and implement `run`.
 
@@ -66,7 +67,7 @@ class Pass:
     def options(self) -> dict[str, Any]:
         """The options that differ from their defaults."""
         found = {}
-        for f in dataclasses.fields(self):  # type: ignore[arg-type]
+        for f in dataclasses.fields(self):
             value = getattr(self, f.name)
             default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
             if value != default or type(value) is not type(default):
@@ -141,7 +142,7 @@ class Context:
         target: the target that the result is for (``onnxruntime:x64``).
         disabled: names of rules that must not fire.
         results: one record per pass that has run, in order.
-        limit: the number of rewrites that the current pass may still make; None for no limit (see `planish.passes.bisect`).
+        limit: how many more rewrites the current pass may make; None for no limit (see `planish.passes.bisect`).
     """
 
     runner_factory: Callable[[], Runner] | None = None

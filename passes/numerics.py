@@ -20,7 +20,7 @@ class Numerics:
 
 @dataclass(frozen=True)
 class Exact(Numerics):
-    """The same real-number function, computed by the same operations: equal up to the last bits of a kernel's choice."""
+    """The same real-number function, computed by the same operations: equal up to a kernel's last bits."""
 
     @property
     def tolerance(self) -> float:
@@ -54,8 +54,11 @@ def within(rtol: float = 1e-5, atol: float = 0.0) -> Within:
 
 
 def error_of(actual: object, expected: object) -> float:
-    """The largest difference relative to the range (largest magnitude) of ``expected``; 0 for equal, inf where shape,
-    dtype, non-finite places or structure differ. Sequences (lists) are compared item by item."""
+    """The largest difference relative to the range (largest magnitude) of ``expected``.
+
+    It is 0 for equal values, infinite where shape, dtype, non-finite places or structure differ. Sequences (lists) are
+    compared item by item.
+    """
     if isinstance(expected, list | tuple):
         if not isinstance(actual, list | tuple) or len(actual) != len(expected):
             return float("inf")

@@ -18,8 +18,8 @@ are the captures::
     lambda x, v, w: (op.MatMul(x, v), op.MatMul(x, w))        # several roots that share captures
     lambda q=typed("B H S D"), k=typed("B H T D"): …          # shapes; equal letters are equal dimensions
 
-Commutative operators match in either order, completely (with backtracking). A capture that stands twice must be the same
-value. Attributes that a pattern does not mention must be absent or have their default value.
+Commutative operators match in either order, completely (with backtracking). A capture that stands twice must be the
+same value. Attributes that a pattern does not mention must be absent or have their default value.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ from ..ir.dims import Dim
 
 __all__ = ["Capture", "Match", "Pattern", "const", "either", "optional", "scalar", "shared", "trace_pattern", "typed"]
 
-COMMUTATIVE = frozenset({"Add", "Mul", "Min", "Max", "And", "Or", "Xor", "Equal", "BitwiseAnd", "BitwiseOr", "BitwiseXor"})
+COMMUTATIVE = frozenset(
+    {"Add", "Mul", "Min", "Max", "And", "Or", "Xor", "Equal", "BitwiseAnd", "BitwiseOr", "BitwiseXor"}
+)
 Goals = tuple[Any, Any, Any] | None  # linked list of (pattern, value, rest)
 
 
@@ -120,7 +122,9 @@ class Pattern:
 def _operation(name: str, operands: tuple[Any, ...], attrs: dict[str, Any], outputs: int | None) -> Operation:
     named = {k: v for k, v in attrs.items() if not k.startswith("**")}
     rest = next((v for k, v in attrs.items() if k.startswith("**")), None)
-    return Operation(name, tuple(as_pattern(o) for o in operands), named, rest.name if rest is not None else None, outputs)
+    return Operation(
+        name, tuple(as_pattern(o) for o in operands), named, rest.name if rest is not None else None, outputs
+    )
 
 
 def as_pattern(operand: Any) -> Pattern | None:
@@ -147,7 +151,9 @@ class Capture(Pattern):
 
     __slots__ = ("conditions", "dims", "missing_ok", "name")
 
-    def __init__(self, name: str, conditions: tuple[Callable[[Value], bool], ...] = (), dims: tuple[str, ...] | None = None):
+    def __init__(
+        self, name: str, conditions: tuple[Callable[[Value], bool], ...] = (), dims: tuple[str, ...] | None = None
+    ):
         self.name = name
         self.conditions = conditions
         self.dims = dims
@@ -239,7 +245,9 @@ class Operation(Pattern):
 
     __slots__ = ("attrs", "heads", "index", "op", "operands", "outputs", "owner", "rest", "shared")
 
-    def __init__(self, op_name: str, operands: tuple[Any, ...], attrs: dict[str, Any], rest: str | None, outputs: int | None):
+    def __init__(
+        self, op_name: str, operands: tuple[Any, ...], attrs: dict[str, Any], rest: str | None, outputs: int | None
+    ):
         self.op = op_name
         self.operands = operands
         self.attrs = attrs
@@ -452,10 +460,17 @@ def _install_operators() -> None:
     def binary(name: str, swap: bool) -> Callable[[Any, Any], Any]:
         return lambda a, b: getattr(op, name)(b, a) if swap else getattr(op, name)(a, b)
 
-    for python, name in {"add": "Add", "sub": "Sub", "mul": "Mul", "truediv": "Div", "matmul": "MatMul", "pow": "Pow"}.items():
+    for python, name in {
+        "add": "Add",
+        "sub": "Sub",
+        "mul": "Mul",
+        "truediv": "Div",
+        "matmul": "MatMul",
+        "pow": "Pow",
+    }.items():
         setattr(Pattern, f"__{python}__", binary(name, False))
         setattr(Pattern, f"__r{python}__", binary(name, True))
-    setattr(Pattern, "__neg__", lambda a: op.Neg(a))
+    Pattern.__neg__ = lambda a: op.Neg(a)
 
 
 _install_operators()

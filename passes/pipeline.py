@@ -1,8 +1,8 @@
 """Pipelines: sequences of passes, as Python objects and as text.
 
 ``Pipeline.parse("simplify,quantize{bits=8},fixpoint(simplify)")`` and the objects are the same thing:
-``Pipeline.parse(str(p)) == p``. Running one isolates every pass in a transaction: a pass that raises, or that an observer
-finds at fault, is taken back and reported, and the model still comes out.
+``Pipeline.parse(str(p)) == p``. Running one isolates every pass in a transaction: a pass that raises, or that an
+observer finds at fault, is taken back and reported, and the model still comes out.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ class Fixpoint(Pass):
 def run_pass(p: Pass, graph: Graph, ctx: Context) -> PassResult:
     """Run one pass in a transaction. What goes wrong is in the result; the graph is then as it was before the pass.
 
-    When an observer reports a `Failure`, the rewrite at fault is found by bisection, its rule is disabled for the rest of
-    the run, and the pass is run again.
+    When an observer reports a `Failure`, the rewrite at fault is found by bisection, its rule is disabled for the rest
+    of the run, and the pass is run again.
     """
     from .bisect import find_culprit
 
@@ -151,7 +151,7 @@ def _attempt(p: Pass, graph: Graph, ctx: Context, result: PassResult) -> Failure
     except (MemoryError, KeyboardInterrupt):
         with_journal.rollback()
         raise
-    except Exception as error:  # a failing pass must not take the model with it: any error is reported and undone
+    except Exception as error:  # noqa: BLE001 - a failing pass must not take the model with it: it is reported and undone
         with_journal.rollback()
         result.edits = 0
         result.fired.clear()

@@ -87,7 +87,9 @@ def find_pass(name: str) -> type[Pass]:
             raise LookupError(f"entry point {name!r} of {entry.value} is no Pass class")
         return loaded
     near = difflib.get_close_matches(name, [*pass_names(), *RECIPES], n=3)
-    raise LookupError(f"no pass {name!r}" + (f"; did you mean {', '.join(near)}?" if near else "; see `planish passes`"))
+    raise LookupError(
+        f"no pass {name!r}" + (f"; did you mean {', '.join(near)}?" if near else "; see `planish passes`")
+    )
 
 
 def pass_names() -> list[str]:

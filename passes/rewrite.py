@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 from collections import defaultdict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..ir import Graph, Node, TensorType, Value, edit
@@ -25,8 +25,33 @@ if TYPE_CHECKING:
 __all__ = ["NotTerminating", "RuleIndex", "rewrite"]
 
 _BROADCASTING = frozenset(
-    "Add Sub Mul Div Pow Mod Min Max Sum Mean And Or Xor Where Expand PRelu Equal Less LessOrEqual Greater GreaterOrEqual "
-    "BitwiseAnd BitwiseOr BitwiseXor BitShift".split()
+    [
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Pow",
+        "Mod",
+        "Min",
+        "Max",
+        "Sum",
+        "Mean",
+        "And",
+        "Or",
+        "Xor",
+        "Where",
+        "Expand",
+        "PRelu",
+        "Equal",
+        "Less",
+        "LessOrEqual",
+        "Greater",
+        "GreaterOrEqual",
+        "BitwiseAnd",
+        "BitwiseOr",
+        "BitwiseXor",
+        "BitShift",
+    ]
 )
 _REWRITES_PER_NODE = 40  # more than this on average means that rules undo each other
 
@@ -45,7 +70,10 @@ class RuleIndex:
         for i, r in enumerate(self.rules):
             for name in r.ops or ():
                 by_op[name].append((i, r))
-        self._by_op = {name: tuple(r for _, r in sorted(entries + self._generic, key=lambda e: e[0])) for name, entries in by_op.items()}
+        self._by_op = {
+            name: tuple(r for _, r in sorted(entries + self._generic, key=lambda e: e[0]))
+            for name, entries in by_op.items()
+        }
         self._others = tuple(r for _, r in self._generic)
 
     def __getitem__(self, op: str) -> tuple[Rule, ...]:
@@ -84,32 +112,33 @@ class Worklist:
         assert node is not None
         if event.kind == "operands":
             self.stale.add(node)
-            for operand in event.old:
-                self._released(operand)
+            self._release(event.old)
         elif event.kind == "erase":
-            for operand in node.operands:
-                self._released(operand)
-            for graph in node.graphs:
-                for inner in graph.walk():
-                    for operand in inner.operands:
-                        self._released(operand)
+            self._release(node.operands)
+            for inner in _nested(node):
+                self._release(inner.operands)
         elif event.kind == "insert":
-            for graph in node.graphs:
-                for inner in graph.walk():
-                    self.push(inner)
+            for inner in _nested(node):
+                self.push(inner)
         self.push(node)
         if event.kind != "erase":
             for result in node.results:
                 for user in result._users:
                     self.push(user)
 
-    def _released(self, operand: Value | None) -> None:
-        """``operand`` has lost a use: its producer may be dead, and patterns that needed it private may match now."""
-        if operand is not None and operand.producer is not None:
-            self.push(operand.producer)
-            if len(operand._users) == 1:
-                for user in operand._users:
-                    self.push(user)
+    def _release(self, operands: Iterable[Value | None]) -> None:
+        """``operands`` lost a use: producers may be dead, and patterns that needed a result private may match now."""
+        for operand in operands:
+            if operand is not None and operand.producer is not None:
+                self.push(operand.producer)
+                if len(operand._users) == 1:
+                    for user in operand._users:
+                        self.push(user)
+
+
+def _nested(node: Node) -> Iterator[Node]:
+    for graph in node.graphs:
+        yield from graph.walk()
 
 
 def is_dead(node: Node) -> bool:
@@ -134,8 +163,11 @@ def _refine(node: Node) -> None:
 
 
 def _fits(old: Value, new: Value, root: Node) -> str | None:
-    """Why ``new`` cannot stand for ``old``, or None. New nodes are trusted to have the same unknown dimensions; a value
-    that was there before must provably have them, or ``x * ones`` would lose its broadcast."""
+    """Why ``new`` cannot stand for ``old``, or None.
+
+    New nodes are trusted to have the same unknown dimensions; a value that was there before must provably have them, or
+    ``x * ones`` would lose its broadcast.
+    """
     if not compatible(old.type, new.type):
         return f"the right side is {new.type}, not {old.type}"
     a, b = old.type, new.type
@@ -163,7 +195,7 @@ def _refines(old: TensorType, new: TensorType, root: Node) -> bool:
     if new.shape is None:
         return False
     return root.op not in _BROADCASTING and all(
-        a == b or not isinstance(a, int) and a.is_anonymous for a, b in zip(old.shape or (), new.shape, strict=False)
+        a == b or (not isinstance(a, int) and a.is_anonymous) for a, b in zip(old.shape or (), new.shape, strict=False)
     )
 
 
@@ -178,7 +210,11 @@ def _place(replacement: Replacement) -> Node | None:
     new = edit.floating([v for values in replacement.values for v in values if v is not None])
     for node in new:
         for operand in node.operands:
-            if operand is not None and (operand.producer is None or operand.producer.graph is not None) and not edit.dominates(operand, place):
+            if (
+                operand is not None
+                and (operand.producer is None or operand.producer.graph is not None)
+                and not edit.dominates(operand, place)
+            ):
                 return None
     return place
 
@@ -221,6 +257,9 @@ def rewrite(graph: Graph, rules: RuleIndex | Sequence[Rule], ctx: Context, seeds
     """Apply ``rules`` to ``graph`` and its nested graphs until none fires; dead nodes go on the way.
 
     Args:
+        graph: a root or nested graph.
+        rules: the rules, in the order in which they are tried.
+        ctx: decides which rewrites may happen, and records them.
         seeds: where to start, if not everywhere: the nodes around which something has changed since the last time.
 
     Returns:
@@ -315,4 +354,3 @@ def _why_not(replacement: Replacement) -> str | None:
                 if problem is not None:
                     return problem
     return None
-

@@ -1,9 +1,9 @@
 """Rewrite rules: a left side, a guarded right side, and what they promise.
 
-``@rule(pattern)`` makes a rule of a function from captures to replacement values; ``@rule("Transpose", …)`` of a function
-from a node of one of these operators. Either calls `require` for conditions: the first that does not hold means "no
-match", and its reason is what ``planish explain`` shows. A right side that is ill-typed is no match either. Returning
-None, or the very values that are there, leaves the graph as it is.
+``@rule(pattern)`` makes a rule of a function from captures to replacement values; ``@rule("Transpose", …)`` of a
+function from a node of one of these operators. Either calls `require` for conditions: the first that does not hold means
+"no match", and its reason is what ``planish explain`` shows. A right side that is ill-typed is no match either.
+Returning None, or the very values that are there, leaves the graph as it is.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ class Rule:
         """The replacement for a match rooted at ``node``, or None. The new nodes float: nothing has changed yet.
 
         Args:
+            node: the (first) root.
             explain: an empty match made with ``explain=True``; afterwards it tells how far the attempt got.
         """
         raise NotImplementedError
@@ -78,7 +79,9 @@ class Rule:
 class PatternRule(Rule):
     """A rule whose left side is a pattern; see `planish.passes.pattern`."""
 
-    def __init__(self, pattern: Callable[..., Any], function: Callable[..., Any], numerics: Numerics, examples: tuple[str, ...]):
+    def __init__(
+        self, pattern: Callable[..., Any], function: Callable[..., Any], numerics: Numerics, examples: tuple[str, ...]
+    ):
         super().__init__(function, numerics, examples)
         self.pattern = pattern
         self.roots, self.captures = trace_pattern(pattern)
@@ -162,7 +165,7 @@ def rule(
     """Make a rewrite rule of a function.
 
     Args:
-        pattern: one function that builds the left side from its captures; or names of root operators (none: every node).
+        pattern: one function that builds the left side from its captures; or names of root operators (none: any).
         numerics: what the rewrite does to values; default `Exact`.
         examples: left sides in ONNX textual syntax for the generated test.
 

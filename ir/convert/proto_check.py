@@ -15,7 +15,7 @@ from onnx import AttributeProto
 from ..errors import ModelError
 from ..graph import Value
 
-__all__ = ["Signature", "kind_name", "shown", "signature"]
+__all__ = ["Signature", "kind_name", "prose", "shown", "signature", "text"]
 
 _Option = onnx.defs.OpSchema.FormalParameterOption
 _KINDS: dict[str, int] = dict(AttributeProto.AttributeType.items())
@@ -72,8 +72,25 @@ def signature(op: str, domain: str, version: int) -> Signature | None:
         return None
 
 
-def shown(name: str) -> str:
+def text(value: str | bytes) -> str:
+    """``value`` itself. Protobuf gives strings that are not UTF-8 as bytes.
+
+    Raises:
+        ModelError: it is bytes.
+    """
+    if isinstance(value, str):
+        return value
+    raise ModelError(f"{shown(value)} is not UTF-8")
+
+
+def prose(value: str | bytes) -> str:
+    """``value`` as text, whatever is in it: doc strings and metadata, which mean nothing."""
+    return value if isinstance(value, str) else value.decode("utf-8", "replace")
+
+
+def shown(name: str | bytes) -> str:
     """``name`` in quotes for a message, cut if it is long."""
+    name = prose(name)
     return repr(name if len(name) <= 100 else name[:97] + "…")
 
 

@@ -7,7 +7,7 @@ is wrong with a model is a `ModelError`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import onnx
@@ -28,7 +28,7 @@ from ..graph import Empty, Graph, GraphOutput, Node, Value, constant
 from ..infer import infer
 from ..tensor import Tensor, TensorError, tensor
 from ..types import DType, TensorType
-from .proto_check import Signature, kind_name, shown, signature
+from .proto_check import Signature, kind_name, prose, shown, signature, text
 from .proto_order import Missing, sorted_nodes
 from .proto_types import (
     PRIVATE,
@@ -46,7 +46,7 @@ from .proto_types import (
 __all__ = ["from_proto"]
 
 MAX_DEPTH = 64  # of nested graphs and function calls; protobuf's own limit leaves room for 32 nested graphs in a file
-MAX_INLINED = 5_000_000  # nodes that function calls may expand to
+MAX_INLINED = 1_000_000  # nodes that function calls may expand to
 
 FunctionKey = tuple[str, str, str]  # domain, name, overload
 Upgrade = Callable[[Graph], None]
@@ -89,8 +89,6 @@ def from_proto(
             _infer(graph, model.graph)
     except Missing as error:
         raise ModelError(f"{error}, which nothing defines") from None
-    except UnicodeDecodeError:
-        raise ModelError("a name in it is not UTF-8") from None
     except RecursionError:
         raise ModelError("it is nested too deeply") from None
     except TensorError as error:
@@ -178,15 +176,16 @@ class _Importer:
         self.sort = sort
         self.opsets = _opsets(model.opset_import)
         self.functions: dict[FunctionKey, FunctionProto] = {}
-        self.calls: list[FunctionKey] = []  # the functions whose bodies are being read, outermost first
-        self.depth = 0
+        self.sizes: dict[FunctionKey, int] = {}
+        self.calling = 0  # how many functions deep we are
+        self.depth = 0  # of graphs and calls
         self.inlined = 0
         if len(model.functions) and not opaque_functions:
             self._take_functions(model)
 
     def _take_functions(self, model: ModelProto) -> None:
         for function in model.functions:
-            key = (function.domain, function.name, function.overload)
+            key = "" if function.domain == "ai.onnx" else function.domain, function.name, function.overload
             if key in self.functions:
                 raise ModelError(f"function {shown(function.name)} is defined twice")
             self.functions[key] = function
@@ -210,7 +209,8 @@ class _Importer:
         info["ir_version"] = version
         for field in ("producer_name", "producer_version", "domain", "model_version", "doc_string"):
             if model.HasField(field):
-                info[field] = getattr(model, field)
+                value = getattr(model, field)
+                info[field] = prose(value) if isinstance(value, bytes) else value
         info["metadata_props"] = metadata_of(model.metadata_props)
         for field in ("training_info", "configuration"):
             if entries := getattr(model, field):
@@ -240,8 +240,8 @@ class _Importer:
         if self.depth > MAX_DEPTH:
             raise ModelError(f"graphs nested deeper than {MAX_DEPTH}")
         scope = _Scope(outer)
-        graph = Graph(proto.name)
-        graph.doc = proto.doc_string
+        graph = Graph(text(proto.name))
+        graph.doc = prose(proto.doc_string)
         if proto.metadata_props:
             graph.metadata = metadata_of(proto.metadata_props)
         defaults = self.initializers(proto)
@@ -269,7 +269,7 @@ class _Importer:
         found: dict[str, Value] = {}
         for entry in proto.initializer:
             t = tensor_from_proto(entry, self.resolve)
-            name = entry.name
+            name = t.name = text(entry.name)
             if name in found or not name:
                 raise ModelError(f"two initializers are called {shown(name)}" if name else "an initializer has no name")
             found[name] = value = Value(t.type, name, const=t)
@@ -284,7 +284,7 @@ class _Importer:
         """
         constants = self.model.ir_version < 4
         for info in protos:
-            name = info.name
+            name = text(info.name)
             if not name:
                 raise ModelError("a graph input has no name")
             if name in defaults and constants:
@@ -301,7 +301,7 @@ class _Importer:
         declared: list[GraphOutput] = []
         seen: set[str] = set()
         for info in protos:
-            name = info.name
+            name = text(info.name)
             if not name:
                 raise ModelError("a graph output has no name")
             if name in seen:
@@ -321,7 +321,7 @@ class _Importer:
 
     def sparse_initializer(self, proto: SparseTensorProto, graph: Graph, scope: _Scope) -> None:
         """A sparse initializer becomes a Constant node, since tensors are dense."""
-        name = proto.values.name
+        name = text(proto.values.name)
         node = Node("Constant", (), {"sparse_value": self.sparse(proto)}, (_dense_type(proto),))
         insert(node, graph.ret)
         node.result.name = name
@@ -351,20 +351,25 @@ class _Importer:
 
     def node(self, proto: NodeProto, graph: Graph, scope: _Scope, home: GraphProto | None) -> None:
         """Append a node to ``graph``, or the body of the function that it calls; a Constant becomes a value only."""
-        op, domain = proto.op_type, proto.domain
+        op, domain, label, doc = proto.op_type, proto.domain, proto.name, proto.doc_string
+        inputs, outputs = list(proto.input), list(proto.output)
+        try:
+            "".join((op, domain, label, doc, *inputs, *outputs))
+        except TypeError:
+            inputs, outputs = list(map(text, inputs)), list(map(text, outputs))
+            op, domain, label, doc = text(op), text(domain), prose(label), prose(doc)
         if domain == "ai.onnx":
             domain = ""
         names = scope.names
         operands: list[Value | None] = []
-        for name in proto.input:
+        for name in inputs:
             value = names.get(name)
             operands.append(scope.find(name) if value is None else value)
-        if self.functions and (key := (domain, op, proto.overload)) in self.functions:
+        if self.functions and (key := _function_key(proto)) in self.functions:
             self.call(proto, key, operands, graph, scope)
             return
         form = self.signature(op, domain)
         attrs = self.attributes(proto.attribute, scope, form) if proto.attribute else {}
-        outputs = list(proto.output)
         while operands and operands[-1] is None:
             operands.pop()
         while len(outputs) > 1 and not outputs[-1]:
@@ -375,7 +380,7 @@ class _Importer:
             scope.define(outputs[0], _constant(attrs, outputs[0]))
             return
         full = f"{domain}.{op}" if domain else op
-        node = Node(full, operands, attrs, len(outputs) or 1, name=proto.name, doc=proto.doc_string)
+        node = Node(full, operands, attrs, len(outputs) or 1, name=label, doc=doc)
         insert(node, graph.ret)
         for name, value in zip(outputs, node.results, strict=False):
             if name:
@@ -401,7 +406,7 @@ class _Importer:
         if proto.metadata_props:
             node.metadata = metadata_of(proto.metadata_props) or None
         if overload := proto.overload:
-            node.overload = overload
+            node.overload = text(overload)
         if proto.device_configurations:
             kept = NodeProto(device_configurations=proto.device_configurations).SerializeToString(deterministic=True)
             node.metadata = {**(node.metadata or {}), PRIVATE + "devices": kept.hex()}
@@ -419,14 +424,12 @@ class _Importer:
     ) -> None:
         """Append the body of a function to ``graph`` in place of a call."""
         function = self.functions[key]
-        if key in self.calls:
-            raise ModelError(f"function {shown(function.name)} calls itself")
-        self.inlined += len(function.node)
+        if not self.calling:
+            self.inlined += self.expanded(key, 0)
+            if self.inlined > MAX_INLINED:
+                raise ModelError(f"function calls expand to more than {MAX_INLINED:,} nodes")
+        self.calling += 1
         self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise ModelError(f"function calls nested deeper than {MAX_DEPTH}")
-        if self.inlined > MAX_INLINED:
-            raise ModelError(f"function calls expand to more than {MAX_INLINED:,} nodes")
         formals = function.input
         if len(operands) > len(formals) or len(proto.output) > len(function.output):
             raise ModelError(f"the function takes {len(formals)} inputs and has {len(function.output)} outputs")
@@ -434,9 +437,8 @@ class _Importer:
         inner = _Scope(None, {**defaults, **self.attributes(proto.attribute, scope, None)})
         for i, name in enumerate(formals):
             inner.define(name, operands[i] if i < len(operands) else None)
-        self.calls.append(key)
         self.nodes(self.ordered(function.node), graph, inner, None)
-        self.calls.pop()
+        self.calling -= 1
         self.depth -= 1
         for formal, actual in zip(function.output, proto.output, strict=False):
             if actual:
@@ -447,13 +449,29 @@ class _Importer:
                 if value.producer is not None and formal not in function.input:
                     value.name = actual
 
+    def expanded(self, key: FunctionKey, depth: int) -> int:
+        """The number of nodes in the body of a function after all calls in it are replaced."""
+        if depth > MAX_DEPTH:
+            raise ModelError(f"function calls nested deeper than {MAX_DEPTH}")
+        found = self.sizes.get(key)
+        if found is None:
+            self.sizes[key] = -1
+            found = 0
+            for node in _all_nodes(self.functions[key].node):
+                called = _function_key(node)
+                found += self.expanded(called, depth + 1) if called in self.functions else 1
+            self.sizes[key] = found
+        elif found < 0:
+            raise ModelError(f"function {shown(key[1])} calls itself")
+        return found
+
     # attributes
 
     def attributes(self, protos: Iterable[AttributeProto], scope: _Scope, form: Signature | None) -> dict[str, Any]:
         """Attributes by name, of the types that ``form`` asks for."""
         attrs: dict[str, Any] = {}
         for proto in protos:
-            name = proto.name
+            name = text(proto.name)
             if name in attrs or not name:
                 raise ModelError(f"two attributes are called {shown(name)}" if name else "an attribute has no name")
             kind = proto.type
@@ -539,21 +557,35 @@ def _metadata(proto: ValueInfoProto | TensorProto) -> dict[str, str]:
     """Metadata properties, doc string and denotations of a value."""
     found = metadata_of(proto.metadata_props)
     if doc := proto.doc_string:
-        found[PRIVATE + "doc"] = doc
+        found[PRIVATE + "doc"] = prose(doc)
     if isinstance(proto, ValueInfoProto) and (denotation := denotation_of(proto.type)):
         found[PRIVATE + "denotation"] = denotation
     return found
 
 
 def _label(proto: NodeProto) -> str:
-    op = proto.op_type if proto.op_type.isidentifier() and len(proto.op_type) <= 100 else shown(proto.op_type)
+    op = prose(proto.op_type)
+    op = op if op.isidentifier() and len(op) <= 100 else shown(op)
     return f"node {shown(proto.name)} ({op})" if proto.name else f"a {op} node"
+
+
+def _function_key(node: NodeProto) -> FunctionKey:
+    return "" if node.domain == "ai.onnx" else node.domain, node.op_type, node.overload
+
+
+def _all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    """``nodes`` and those in their nested graphs."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                yield from _all_nodes(graph.node)
 
 
 def _opsets(imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
     found: dict[str, int] = {}
     for entry in imports:
-        domain, version = entry.domain, entry.version
+        domain, version = text(entry.domain), entry.version
         if domain == "ai.onnx":
             domain = ""
         if version < 1:

@@ -13,7 +13,7 @@ from ..dims import Dim, Sym, fresh, parse_dim
 from ..errors import ModelError
 from ..tensor import ArrayTensor, Tensor, TensorError
 from ..types import UNKNOWN, DType, OptionalType, OtherType, SequenceType, TensorType, Type
-from .proto_check import shown
+from .proto_check import prose, shown, text
 
 __all__ = [
     "PRIVATE",
@@ -80,7 +80,7 @@ def _dim_from_proto(dim: TensorShapeProto.Dimension) -> Dim:
             return fresh()
         raise ModelError(f"negative dimension {value}")
     if kind == "dim_param":
-        parsed = parse_dim(dim.dim_param)
+        parsed = parse_dim(text(dim.dim_param))
         return parsed if isinstance(parsed, Sym) or 0 <= parsed <= _MAX_DIM else fresh()
     return fresh()
 
@@ -134,7 +134,7 @@ def type_to_proto(type_: Type, proto: TypeProto) -> None:
 def denotation_of(proto: TypeProto) -> str:
     """The denotations of a tensor type, of itself and of each dimension, separated by commas; "" if it has none."""
     dims = [d.denotation for d in proto.tensor_type.shape.dim] if proto.WhichOneof("value") == "tensor_type" else []
-    return ",".join([proto.denotation, *dims]) if proto.denotation or any(dims) else ""
+    return ",".join(map(prose, [proto.denotation, *dims])) if proto.denotation or any(dims) else ""
 
 
 def set_denotation(text: str, proto: TypeProto) -> None:
@@ -154,7 +154,12 @@ def set_denotation(text: str, proto: TypeProto) -> None:
 def metadata_of(properties: Iterable[StringStringEntryProto]) -> dict[str, str]:
     """Metadata properties as a dictionary."""
     found = {p.key: p.value for p in properties}
-    if PRIVATE in "\n".join(found):
+    try:
+        keys = "\n".join([*found, *found.values()])
+    except TypeError:  # not UTF-8
+        found = {prose(key): prose(value) for key, value in found.items()}
+        keys = "\n".join(found)
+    if PRIVATE in keys:
         return {key: value for key, value in found.items() if not key.startswith(PRIVATE)}
     return found
 
@@ -203,7 +208,7 @@ def tensor_from_proto(proto: TensorProto, resolve: Resolver | None) -> Tensor:
         raise ModelError(f"tensor {shown(proto.name)} has no element type")
     else:
         array = _elements(proto, dtype, shape)
-    return ArrayTensor(array, dtype, proto.name)
+    return ArrayTensor(array, dtype, text(proto.name))
 
 
 def _elements(proto: TensorProto, dtype: DType, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:

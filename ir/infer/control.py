@@ -46,6 +46,9 @@ def _if(node: Node) -> tuple[Type, ...]:
     second = infer_body(node, _body(node, "else_branch"), ())
     if len(first) != len(second) or len(first) != len(node.results):
         raise IllTyped(f"If: branches of {len(first)} and {len(second)} results for {len(node.results)}")
+    taken = scalar_content(node.operands[0])
+    if isinstance(taken, int):
+        return first if taken else second
     for a, b in zip(first, second, strict=True):
         if isinstance(a, TensorType) and isinstance(b, TensorType) and a.dtype and b.dtype and a.dtype != b.dtype:
             raise IllTyped(f"If: branches give {a} and {b}")

@@ -1,4 +1,4 @@
-"""Convolutions and pooling."""
+"""Convolutions, pooling and other operators with sliding windows."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from .common import (
     common_dtype,
     dtypes,
     fresh_dims,
+    operand,
     operand_type,
     optional_type,
     same_dim,
 )
-from .engine import IllTyped, content_of, typing
+from .engine import IllTyped, content_of, scalar_content, typing
 
 _POOLABLE = dtypes("FLOAT16 FLOAT DOUBLE BFLOAT16 INT8 UINT8")
 
@@ -226,3 +227,20 @@ def _max_unpool(node: Node) -> Type:
         (d - 1) * strides[i] + kernel[i] - pads[i] - pads[i + count] for i, d in enumerate(x.shape[2:])
     ]
     return TensorType(x.dtype, (*x.shape[:2], *spatial))
+
+
+@typing("STFT")
+def _stft(node: Node) -> Type:
+    signal, window = operand_type(node, 0), optional_type(node, 2)
+    dtype = check_dtype(node, signal.dtype, FLOATS)
+    step, length = scalar_content(operand(node, 1)), scalar_content(node.operand(3))
+    if length is None and window is not None and window.shape is not None:
+        (length,) = window.shape
+    batch = fresh() if signal.shape is None else signal.shape[0]
+    frames: Dim = fresh()
+    bins: Dim = fresh()
+    if length is not None:
+        bins = dim_floordiv(length, 2) + 1 if attr_int(node, "onesided", 1) else length
+        if signal.shape is not None and isinstance(step, int) and step > 0:
+            frames = dim_floordiv(signal.shape[1] - length, step) + 1
+    return TensorType(dtype, (batch, frames, bins, 2))

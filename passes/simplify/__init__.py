@@ -1,4 +1,4 @@
-"""Simplification: an equivalent graph with fewer, plainer nodes. One file per subject; `Simplify` applies all their rules."""
+"""Simplification: an equivalent graph with fewer, plainer nodes. One file per subject; `Simplify` applies them all."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ _SUBJECTS = (identities, reshapes, transposes, indexing, shapes, masks, convolut
 
 def rules_in(module: ModuleType) -> list[Rule]:
     """The rules that ``module`` defines, in order."""
-    return [value for value in vars(module).values() if isinstance(value, Rule) and value.function.__module__ == module.__name__]
+    return [
+        value
+        for value in vars(module).values()
+        if isinstance(value, Rule) and value.function.__module__ == module.__name__
+    ]
 
 
 @cache
@@ -34,8 +38,7 @@ def simplify_rules() -> tuple[Rule, ...]:
 
 @dataclass(frozen=True)
 class Simplify(Pass):
-    """Fold constants and shape arithmetic, merge and cancel data movement, fold affine operators into weights, remove what is
-    dead or computed twice."""
+    """Compute what is known, merge what only moves data, fold scales into weights, drop what is dead or double."""
 
     numerics = Within()
 

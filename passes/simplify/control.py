@@ -1,4 +1,4 @@
-"""Control flow that is decided: constant conditions, loops that run never or once, values that a branch only passes on."""
+"""Control flow that is decided: constant conditions, loops that run never or once."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ def _inlined(body: Graph, operands: tuple[Value | None, ...]) -> tuple[Value, ..
         mapping[formal] = actual
     for node in body.nodes:
         copy = clone_node(node, mapping)
-        for old, new in zip(node.results, copy.results, strict=True):
-            mapping[old] = new
+        mapping.update(zip(node.results, copy.results, strict=True))
     return tuple(mapping.get(v, v) for v in body.outputs)
 
 

@@ -28,7 +28,9 @@ def _weight_axis_shape(w: Value, transposed: bool, attrs: dict[str, Any]) -> tup
     return (-1,) + (1,) * (rank - 1)
 
 
-def _scaled(w: Value, b: Value | None, scale: Value, shift: Value, transposed: bool, attrs: dict[str, Any]) -> tuple[Value, Value]:
+def _scaled(
+    w: Value, b: Value | None, scale: Value, shift: Value, transposed: bool, attrs: dict[str, Any]
+) -> tuple[Value, Value]:
     """Weight and bias of the convolution followed by ``* scale + shift`` (vectors over the output channels)."""
     shape = constant(list(_weight_axis_shape(w, transposed, attrs)), DType.INT64)
     weight = op.Mul(w, op.Reshape(scale, shape))
@@ -46,8 +48,10 @@ def affine(gamma: Value, beta: Value, mean: Value, var: Value, epsilon: float | 
 
 
 @rule(
-    lambda x, attrs, epsilon, momentum, w=const, b=const, gamma=const, beta=const, mean=const, var=const: op.BatchNormalization(
-        op.Conv(x, w, optional(b), **attrs), gamma, beta, mean, var, epsilon=epsilon, momentum=momentum
+    lambda x, attrs, epsilon, momentum, w=const, b=const, gamma=const, beta=const, mean=const, var=const: (
+        op.BatchNormalization(
+            op.Conv(x, w, optional(b), **attrs), gamma, beta, mean, var, epsilon=epsilon, momentum=momentum
+        )
     ),
     numerics=_ROUNDING,
 )
@@ -57,8 +61,10 @@ def batch_normalization_into_conv(x, w, b, attrs, gamma, beta, mean, var, epsilo
 
 
 @rule(
-    lambda x, attrs, epsilon, momentum, w=const, b=const, gamma=const, beta=const, mean=const, var=const: op.BatchNormalization(
-        op.ConvTranspose(x, w, optional(b), **attrs), gamma, beta, mean, var, epsilon=epsilon, momentum=momentum
+    lambda x, attrs, epsilon, momentum, w=const, b=const, gamma=const, beta=const, mean=const, var=const: (
+        op.BatchNormalization(
+            op.ConvTranspose(x, w, optional(b), **attrs), gamma, beta, mean, var, epsilon=epsilon, momentum=momentum
+        )
     ),
     numerics=_ROUNDING,
 )
@@ -70,7 +76,9 @@ def batch_normalization_into_conv_transpose(x, w, b, attrs, gamma, beta, mean, v
 def _channel_vector(c: Value, result: Value, channels: Value) -> Value:
     """Constant ``c``, which broadcasts over ``result``, as a vector over dimension 1."""
     rank = result.rank
-    require(rank is not None and c.rank is not None and c.rank <= rank, "the constant has more dimensions than the result")
+    require(
+        rank is not None and c.rank is not None and c.rank <= rank, "the constant has more dimensions than the result"
+    )
     assert rank is not None and c.const is not None
     shape = (1,) * (rank - len(c.const.shape)) + c.const.shape
     require(all(d == 1 for i, d in enumerate(shape) if i != 1), "the constant is not one number per channel")
@@ -86,16 +94,23 @@ def _fold_scale_shift(node: Node, conv: Node, c: Value, scale: bool) -> Value:
     assert w is not None and w.const is not None
     transposed = conv.op == "ConvTranspose"
     axis = 1 if transposed else 0
-    require(not transposed or conv.attrs.get("group", 1) == 1, "grouped transposed convolutions keep their channels in two dimensions")
+    require(
+        not transposed or conv.attrs.get("group", 1) == 1,
+        "grouped transposed convolutions keep their channels in two dimensions",
+    )
     n = w.const.shape[axis]
     channels = constant(np.zeros(n, w.dtype.numpy))
     vector = _channel_vector(c, conv.results[0], channels)
     if scale:
-        weight = op.Mul(w, op.Reshape(vector, constant(list(_weight_axis_shape(w, transposed, conv.attrs)), DType.INT64)))
+        weight = op.Mul(
+            w, op.Reshape(vector, constant(list(_weight_axis_shape(w, transposed, conv.attrs)), DType.INT64))
+        )
         bias = None if b is None else op.Mul(b, vector)
     else:
         weight, bias = w, vector if b is None else op.Add(b, vector)
-    return Node(conv.op, [x, weight] + ([] if bias is None else [bias]), dict(conv.attrs), [node.results[0].type]).result
+    return Node(
+        conv.op, [x, weight] + ([] if bias is None else [bias]), dict(conv.attrs), [node.results[0].type]
+    ).result
 
 
 @rule(lambda x, attrs, w=const, b=const, c=const: op.Mul(op.Conv(x, w, optional(b), **attrs), c), numerics=_ROUNDING)
@@ -110,13 +125,19 @@ def shift_into_conv(c, match):  # type: ignore[no-untyped-def]
     return _fold_scale_shift(match.root, _inner(match.root, "Conv"), c, False)
 
 
-@rule(lambda x, attrs, w=const, b=const, c=const: op.Mul(op.ConvTranspose(x, w, optional(b), **attrs), c), numerics=_ROUNDING)
+@rule(
+    lambda x, attrs, w=const, b=const, c=const: op.Mul(op.ConvTranspose(x, w, optional(b), **attrs), c),
+    numerics=_ROUNDING,
+)
 def scale_into_conv_transpose(c, match):  # type: ignore[no-untyped-def]
     """A factor per output channel goes into the weight."""
     return _fold_scale_shift(match.root, _inner(match.root, "ConvTranspose"), c, True)
 
 
-@rule(lambda x, attrs, w=const, b=const, c=const: op.Add(op.ConvTranspose(x, w, optional(b), **attrs), c), numerics=_ROUNDING)
+@rule(
+    lambda x, attrs, w=const, b=const, c=const: op.Add(op.ConvTranspose(x, w, optional(b), **attrs), c),
+    numerics=_ROUNDING,
+)
 def shift_into_conv_transpose(c, match):  # type: ignore[no-untyped-def]
     """An addend per output channel goes into the bias."""
     return _fold_scale_shift(match.root, _inner(match.root, "ConvTranspose"), c, False)
@@ -180,12 +201,16 @@ def pad_into_window(node: Node) -> Any:
     attrs = dict(node.attrs)
     attrs.pop("auto_pad", None)
     if node.op == "AveragePool":
-        require(node.attrs.get("count_include_pad", 0) or not any(own), "its own pads are not counted, the outer ones are")
+        require(
+            node.attrs.get("count_include_pad", 0) or not any(own), "its own pads are not counted, the outer ones are"
+        )
         require(not node.attrs.get("ceil_mode", 0), "windows beyond the end are counted differently")
         attrs["count_include_pad"] = 1
     if node.op == "MaxPool":
         kernel = node.attrs["kernel_shape"]
         require(len(node.results) == 1 and not node.attrs.get("ceil_mode", 0), "indices or rounding would change")
-        require(all(p < k for p, k in zip(found[0] + found[1], kernel * 2, strict=True)), "windows would see padding only")
+        require(
+            all(p < k for p, k in zip(found[0] + found[1], kernel * 2, strict=True)), "windows would see padding only"
+        )
     attrs["pads"] = tuple(p + q for p, q in zip(own, found[0] + found[1], strict=True))
     return Node(node.op, (pad.operands[0], *node.operands[1:]), attrs, [r.type for r in node.results]).result

@@ -1,7 +1,7 @@
 """Common subexpression elimination: nodes that compute the same become one, constants with the same elements too.
 
-Two small integer tensors whose contents are the same expression of the input's dimensions are the same value, however they
-were computed.
+Two small integer tensors whose contents are the same expression of the input's dimensions are the same value,
+however they were computed.
 """
 
 from __future__ import annotations
@@ -90,7 +90,10 @@ def _same_elements(a: Tensor, b: Tensor) -> bool:
     if a.dtype is DType.STRING:
         return True  # the key held all of them
     chunks_a, chunks_b = a.chunks(), b.chunks()
-    return all(np.array_equal(np.frombuffer(x, np.uint8), np.frombuffer(y, np.uint8)) for x, y in zip(chunks_a, chunks_b, strict=False))
+    return all(
+        np.array_equal(np.frombuffer(x, np.uint8), np.frombuffer(y, np.uint8))
+        for x, y in zip(chunks_a, chunks_b, strict=False)
+    )
 
 
 def _merge_nodes(graph: Graph, scopes: list[Scope], touched: Touched) -> int:
@@ -129,7 +132,9 @@ def _keys(node: Node) -> list[Any]:
 
 
 def _fits(kept: Node, node: Node) -> bool:
-    return len(kept.results) == len(node.results) and all(a.dtype == b.dtype for a, b in zip(kept.results, node.results, strict=True))
+    return len(kept.results) == len(node.results) and all(
+        a.dtype == b.dtype for a, b in zip(kept.results, node.results, strict=True)
+    )
 
 
 def _replace(node: Node, kept: Node, touched: Touched) -> None:

@@ -1,6 +1,6 @@
 """Constant folding: nodes whose results are known become constants.
 
-Known are the results of nodes with constant operands, and small integer tensors whose contents shape inference has found.
+Known are the results of nodes with constant operands, and small integer tensors whose contents inference has found.
 Results of more than a megabyte stay lazy (they are computed when saved); a result that would make the model larger,
 because its operands are also needed elsewhere or are smaller, is not folded beyond a bound.
 """
@@ -26,7 +26,18 @@ __all__ = ["FoldConstants", "fold_rule"]
 
 _EAGER_BYTES = 1 << 20  # larger results are computed when somebody asks for them
 _GROWTH_BYTES = 1 << 16  # a folded result may exceed what it replaces by this much
-_NEVER = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout", "DequantizeLinear"})
+_NEVER = frozenset(
+    {
+        "RandomNormal",
+        "RandomUniform",
+        "RandomNormalLike",
+        "RandomUniformLike",
+        "Multinomial",
+        "Bernoulli",
+        "Dropout",
+        "DequantizeLinear",
+    }
+)
 Evaluate = Callable[[Node, Sequence[Any]], list[np.ndarray]]
 
 
@@ -50,7 +61,12 @@ def _known_contents(node: Node) -> Value | None:
     """The constant for an integer result whose elements inference knows as plain numbers."""
     result = node.results[0]
     content = result.content
-    if content is None or len(node.results) != 1 or not isinstance(result.type, TensorType) or not result.type.is_static:
+    if (
+        content is None
+        or len(node.results) != 1
+        or not isinstance(result.type, TensorType)
+        or not result.type.is_static
+    ):
         return None
     for element in content:
         if type(element) is not int:
@@ -81,14 +97,21 @@ def _fold(node: Node, ctx: Context | None) -> Any:
             nbytes = -1
             break
     require(nbytes >= 0, f"the size of the result of {node.op} is unknown")
-    released = sum(o.const.nbytes for o in dict.fromkeys(node.operands) if o is not None and o.const is not None and o.use_count == 1 and o.dtype.bits)
+    released = sum(
+        o.const.nbytes
+        for o in dict.fromkeys(node.operands)
+        if o is not None and o.const is not None and o.use_count == 1 and o.dtype.bits
+    )
     require(nbytes <= released + _GROWTH_BYTES, f"folding {node.op} would add {nbytes - released} bytes to the model")
     if nbytes > _EAGER_BYTES and can_evaluate(node.op):
         return tuple(_lazy(node, i, tensors) for i in range(len(node.results)))
     arrays = _evaluate(node, [None if t is None else t.numpy() for t in tensors], ctx)
     folded = []
     for result, array in zip(node.results, arrays, strict=False):
-        require(array.dtype == result.dtype.numpy and array.shape == result.shape, f"{node.op} gave {array.dtype}{list(array.shape)}, not {result.type}")
+        require(
+            array.dtype == result.dtype.numpy and array.shape == result.shape,
+            f"{node.op} gave {array.dtype}{list(array.shape)}, not {result.type}",
+        )
         folded.append(_constant(ArrayTensor(np.ascontiguousarray(array).reshape(array.shape), result.dtype), result))
     return tuple(folded)
 
@@ -134,7 +157,12 @@ def integers(value: Value | None) -> tuple[int, ...] | None:
     content = content_of(value)
     if content is not None:
         return content if all(type(e) is int for e in content) else None  # type: ignore[return-value]
-    if value is not None and value.const is not None and value.const.size <= 1 << 16 and value.dtype in (DType.INT64, DType.INT32):
+    if (
+        value is not None
+        and value.const is not None
+        and value.const.size <= 1 << 16
+        and value.dtype in (DType.INT64, DType.INT32)
+    ):
         return tuple(int(e) for e in value.const.numpy().ravel())
     return None
 

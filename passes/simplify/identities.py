@@ -119,7 +119,18 @@ def abs_of_abs(x: Value) -> Value:
 # casts
 
 _EXACT_IN = {  # types whose every value the key type represents, for chains of casts
-    DType.DOUBLE: {DType.FLOAT, DType.FLOAT16, DType.BFLOAT16, DType.INT32, DType.INT16, DType.INT8, DType.UINT32, DType.UINT16, DType.UINT8, DType.BOOL},
+    DType.DOUBLE: {
+        DType.FLOAT,
+        DType.FLOAT16,
+        DType.BFLOAT16,
+        DType.INT32,
+        DType.INT16,
+        DType.INT8,
+        DType.UINT32,
+        DType.UINT16,
+        DType.UINT8,
+        DType.BOOL,
+    },
     DType.FLOAT: {DType.FLOAT16, DType.BFLOAT16, DType.INT16, DType.INT8, DType.UINT16, DType.UINT8, DType.BOOL},
     DType.INT64: {DType.INT32, DType.INT16, DType.INT8, DType.UINT32, DType.UINT16, DType.UINT8, DType.BOOL},
     DType.INT32: {DType.INT16, DType.INT8, DType.UINT16, DType.UINT8, DType.BOOL},
@@ -188,7 +199,9 @@ def clip_of_clip(x: Value, a: Value, b: Value, c: Value, d: Value) -> Value:
 def _clip(x: Value, low: Value, high: Value) -> Value:
     a, b = _bound(low), _bound(high)
     require(a is not None and b is not None and a <= b, "the bounds cross")
-    require(x.rank is not None and x.rank >= (low.rank or 0) and x.rank >= (high.rank or 0), "a bound has more dimensions")
+    require(
+        x.rank is not None and x.rank >= (low.rank or 0) and x.rank >= (high.rank or 0), "a bound has more dimensions"
+    )
     assert low.const is not None and high.const is not None
     return op.Clip(x, low.const.numpy().reshape(()), high.const.numpy().reshape(()))  # type: ignore[no-any-return]
 
@@ -207,7 +220,9 @@ def clip_without_bounds(node: Node) -> Value | None:
 @rule(lambda x, a=scalar: op.Max(x, a))
 def max_is_relu(x: Value, a: Value) -> Value:
     """Max(x, 0) of floats; NaN stays NaN in both."""
-    require(_bound(a) == 0 and x.dtype.is_floating and x.dtype is not DType.BFLOAT16, "not the maximum with 0 of floats")
+    require(
+        _bound(a) == 0 and x.dtype.is_floating and x.dtype is not DType.BFLOAT16, "not the maximum with 0 of floats"
+    )
     require(same_shape(x.type, TensorType(x.dtype, x.shape)) and (a.rank or 0) <= (x.rank or 0), "the bound broadcasts")
     return op.Relu(x)  # type: ignore[no-any-return]
 

@@ -159,7 +159,13 @@ def flatten_concat(node: Node) -> Value | None:
 
     def nested(v: Value | None) -> bool:
         p = v.producer if v is not None else None
-        return p is not None and p.op == "Concat" and p.attrs["axis"] % rank == axis and len(p.results[0].users) == 1 and p.graph is node.graph
+        return (
+            p is not None
+            and p.op == "Concat"
+            and p.attrs["axis"] % rank == axis
+            and len(p.results[0].users) == 1
+            and p.graph is node.graph
+        )
 
     if not any(nested(o) for o in node.operands):
         return None
@@ -185,7 +191,9 @@ def drop_empty_operands(node: Node) -> Value | None:
 @rule("Split")
 def drop_single_split(node: Node) -> Value | None:
     """A Split into one part."""
-    return node.operands[0] if len(node.results) == 1 and same_shape(node.operands[0].type, node.results[0].type) else None  # type: ignore[union-attr]
+    return (
+        node.operands[0] if len(node.results) == 1 and same_shape(node.operands[0].type, node.results[0].type) else None
+    )  # type: ignore[union-attr]
 
 
 @rule("Gather")

@@ -25,14 +25,22 @@ def gemm(a: Value, b: Value, c: Value) -> Value:
     return op.Gemm(a, b, c)  # type: ignore[no-any-return]
 
 
-@rule(lambda a, b, alpha, beta, ta, tb, c: op.Gemm(a, b, alpha=alpha, beta=beta, transA=ta, transB=tb) + c, numerics=_ROUNDING)
+@rule(
+    lambda a, b, alpha, beta, ta, tb, c: op.Gemm(a, b, alpha=alpha, beta=beta, transA=ta, transB=tb) + c,
+    numerics=_ROUNDING,
+)
 def bias_into_gemm(a, b, alpha, ta, tb, c, match):  # type: ignore[no-untyped-def]
     """An addend after a Gemm without one."""
     require(c.rank is not None and c.rank <= 2, "the addend has more dimensions")
     return op.Gemm(a, b, c, alpha=alpha, transA=ta, transB=tb)
 
 
-@rule(lambda a, b, alpha, beta, ta, tb, c=const, d=const: op.Gemm(a, b, c, alpha=alpha, beta=beta, transA=ta, transB=tb) + d, numerics=_ROUNDING)
+@rule(
+    lambda a, b, alpha, beta, ta, tb, c=const, d=const: (
+        op.Gemm(a, b, c, alpha=alpha, beta=beta, transA=ta, transB=tb) + d
+    ),
+    numerics=_ROUNDING,
+)
 def addend_into_gemm(a, b, c, d, alpha, beta, ta, tb):  # type: ignore[no-untyped-def]
     """A constant after a Gemm with a constant addend."""
     require(beta in (None, 1.0), "the addend is scaled")
@@ -41,19 +49,25 @@ def addend_into_gemm(a, b, c, d, alpha, beta, ta, tb):  # type: ignore[no-untype
 
 
 @rule(
-    lambda a, ta, tb, alpha, beta, w=const, b=const, c=const: op.Gemm(a, w, optional(b), alpha=alpha, beta=beta, transA=ta, transB=tb) * c,
+    lambda a, ta, tb, alpha, beta, w=const, b=const, c=const: (
+        op.Gemm(a, w, optional(b), alpha=alpha, beta=beta, transA=ta, transB=tb) * c
+    ),
     numerics=_ROUNDING,
 )
 def scale_into_gemm(a, w, b, c, alpha, beta, ta, tb):  # type: ignore[no-untyped-def]
     """A factor per column of a Gemm with constant operands goes into them."""
     assert c.const is not None and w.const is not None
     n = w.const.shape[0 if tb else 1]
-    require(len(c.const.shape) <= 2 and all(d == 1 for d in c.const.shape[:-1]), "the constant is not one number per column")
+    require(
+        len(c.const.shape) <= 2 and all(d == 1 for d in c.const.shape[:-1]), "the constant is not one number per column"
+    )
     vector = c.const.numpy().reshape(-1)
     require(vector.size in (1, n), "the constant is not one number per column")
     row = constant(np.ascontiguousarray(np.broadcast_to(vector, (n,))), c.dtype)
     factor = op.Unsqueeze(row, constant([1], DType.INT64)) if tb else row
-    return op.Gemm(a, op.Mul(w, factor), None if b is None else op.Mul(b, row), alpha=alpha, beta=beta, transA=ta, transB=tb)
+    return op.Gemm(
+        a, op.Mul(w, factor), None if b is None else op.Mul(b, row), alpha=alpha, beta=beta, transA=ta, transB=tb
+    )
 
 
 @rule("Gemm")
@@ -65,7 +79,13 @@ def transpose_into_gemm(node: Node) -> Value | None:
         operand = operands[i]
         assert operand is not None
         producer = operand.producer
-        if producer is not None and producer.op == "Transpose" and operand.rank == 2 and perm_of(producer) == (1, 0) and producer.graph is node.graph:
+        if (
+            producer is not None
+            and producer.op == "Transpose"
+            and operand.rank == 2
+            and perm_of(producer) == (1, 0)
+            and producer.graph is node.graph
+        ):
             operands[i] = producer.operands[0]
             attrs[name] = 1 - attrs.get(name, 0)
             changed = True
@@ -105,8 +125,10 @@ def batch_normalization_into_matmul(x, w, gamma, beta, mean, var, epsilon):  # t
 
 
 @rule(
-    lambda x, ta, tb, epsilon, momentum, w=const, b=const, gamma=const, beta=const, mean=const, var=const: op.BatchNormalization(
-        op.Gemm(x, w, optional(b), transA=ta, transB=tb), gamma, beta, mean, var, epsilon=epsilon, momentum=momentum
+    lambda x, ta, tb, epsilon, momentum, w=const, b=const, gamma=const, beta=const, mean=const, var=const: (
+        op.BatchNormalization(
+            op.Gemm(x, w, optional(b), transA=ta, transB=tb), gamma, beta, mean, var, epsilon=epsilon, momentum=momentum
+        )
     ),
     numerics=_ROUNDING,
 )
@@ -119,7 +141,9 @@ def batch_normalization_into_gemm(x, w, b, ta, tb, gamma, beta, mean, var, epsil
 
 @rule(
     lambda x, ta, tb, s, t, y, z, alpha, beta, w=const, b=const: op.Reshape(
-        op.Gemm(op.Reshape(x, s, allowzero=y), w, optional(b), alpha=alpha, beta=beta, transA=ta, transB=tb), t, allowzero=z
+        op.Gemm(op.Reshape(x, s, allowzero=y), w, optional(b), alpha=alpha, beta=beta, transA=ta, transB=tb),
+        t,
+        allowzero=z,
     ),
     numerics=_ROUNDING,
 )
@@ -128,7 +152,10 @@ def gemm_between_reshapes(x, w, b, ta, tb, alpha, beta, match):  # type: ignore[
     require(not ta and alpha in (None, 1.0) and beta in (None, 1.0), "the Gemm transposes or scales")
     rows, result = known_shape(x), known_shape(match.root.results[0])
     require(rows[:-1] == result[:-1], "the last reshape does not restore the leading dimensions")
-    require(w.const.shape[1 if tb else 0] == rows[-1] and w.const.shape[0 if tb else 1] == result[-1], "the last dimension is split or merged")
+    require(
+        w.const.shape[1 if tb else 0] == rows[-1] and w.const.shape[0 if tb else 1] == result[-1],
+        "the last dimension is split or merged",
+    )
     require(b is None or b.rank == 1 or b.const.size == 1, "the addend is no row")
     product = op.MatMul(x, op.Transpose(w, perm=(1, 0)) if tb else w)
     if b is None:

@@ -1,7 +1,8 @@
 """Index arithmetic as exporters write it around masks: gathers by counting indices, comparisons that always hold.
 
-Advanced indexing ``mask[batch_index, ..., position_index]`` with counting indices arrives as Range, Unsqueeze, Expand, Concat and
-GatherND, and is a reshape of the mask. Expansions sink towards operators that broadcast by themselves, so that masks stay small.
+Advanced indexing ``mask[batch_index, ..., position_index]`` with counting indices arrives as Range, Unsqueeze, Expand,
+Concat and GatherND, and is a reshape of the mask. Expansions sink towards operators that broadcast by themselves, so
+that masks stay small.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _DEPTH = 12  # operators that are looked through
 
 
 def counting_axis(value: Value, depth: int = 0) -> int | None:
-    """The axis along which the integers in ``value`` count 0, 1, 2, …, being equal along all others; None if they do not."""
+    """The axis along which the integers in ``value`` count 0, 1, 2, …, being equal along all others; None if none."""
     if value.shape is None or depth > _DEPTH:
         return None
     if value.const is not None:
@@ -46,7 +47,9 @@ def _counts(array: np.ndarray) -> int | None:
     for axis in range(array.ndim):
         shape = [1] * array.ndim
         shape[axis] = array.shape[axis]
-        if array.shape[axis] > 1 and np.array_equal(array, np.broadcast_to(np.arange(array.shape[axis]).reshape(shape), array.shape)):
+        if array.shape[axis] > 1 and np.array_equal(
+            array, np.broadcast_to(np.arange(array.shape[axis]).reshape(shape), array.shape)
+        ):
             return axis
     return None
 
@@ -102,7 +105,13 @@ def gather_nd_by_counting(node: Node) -> Value | None:
     data, indices = node.operands[0], node.operands[1]
     assert data is not None and indices is not None
     concat = indices.producer
-    if node.attrs.get("batch_dims", 0) or concat is None or concat.op != "Concat" or indices.shape is None or data.shape is None:
+    if (
+        node.attrs.get("batch_dims", 0)
+        or concat is None
+        or concat.op != "Concat"
+        or indices.shape is None
+        or data.shape is None
+    ):
         return None
     rank = len(indices.shape) - 1
     require(concat.attrs["axis"] % (rank + 1) == rank, "the index tuples are not along the last axis")
@@ -115,7 +124,9 @@ def gather_nd_by_counting(node: Node) -> Value | None:
         assert axis is not None and shape is not None
         require(shape[axis] == dim, "an index does not count through the whole dimension")
         axes.append(axis)
-    require(len(axes) == len(concat.operands) and axes == sorted(set(axes)), "the indices count along axes in another order")
+    require(
+        len(axes) == len(concat.operands) and axes == sorted(set(axes)), "the indices count along axes in another order"
+    )
     added = [i for i in range(rank) if i not in axes]
     require(all(indices.shape[i] == 1 for i in added), "the result repeats elements")
     return op.Unsqueeze(data, constant(added, DType.INT64)) if added else data
@@ -136,7 +147,18 @@ def lower_bound(value: Value, depth: int = 0) -> int | None:
         case "Range":
             step = bounds[2]
             return bounds[0] if step is not None and step >= 0 else None
-        case "Unsqueeze" | "Squeeze" | "Reshape" | "Expand" | "Transpose" | "Slice" | "Flatten" | "Identity" | "Gather" | "Tile":
+        case (
+            "Unsqueeze"
+            | "Squeeze"
+            | "Reshape"
+            | "Expand"
+            | "Transpose"
+            | "Slice"
+            | "Flatten"
+            | "Identity"
+            | "Gather"
+            | "Tile"
+        ):
             return bounds[0]
         case "Concat" | "Min" if None not in bounds:
             return min(b for b in bounds if b is not None)
@@ -148,13 +170,20 @@ def lower_bound(value: Value, depth: int = 0) -> int | None:
 @rule(lambda x, c=const: op.GreaterOrEqual(x, c), examples=[_POSITIONS_FROM_ZERO])
 def always_greater_or_equal(x: Value, c: Value) -> Value:
     """A comparison with a number that no element is below."""
-    require(x.dtype is DType.INT64 and c.const is not None and c.const.size == 1 and (c.rank or 0) <= (x.rank or 0), "no bound to compare with")
+    require(
+        x.dtype is DType.INT64 and c.const is not None and c.const.size == 1 and (c.rank or 0) <= (x.rank or 0),
+        "no bound to compare with",
+    )
     low, limit = lower_bound(x), integers(c)
     require(low is not None and limit is not None and low >= limit[0], "some elements may be below")
     return op.Expand(constant(True, DType.BOOL), op.Shape(x))  # type: ignore[no-any-return]
 
 
-@rule(lambda s, y, t=const(lambda t: t.dtype is DType.BOOL and t.size == 1 and bool(t.numpy().all())): op.And(shared(op.Expand(t, s)), y))
+@rule(
+    lambda s, y, t=const(lambda t: t.dtype is DType.BOOL and t.size == 1 and bool(t.numpy().all())): op.And(
+        shared(op.Expand(t, s)), y
+    )
+)
 def and_expanded_true(s: Value, y: Value, t: Value) -> Value:
     """``And`` with trues is an expansion (Expand broadcasts both ways)."""
     return op.Expand(y, s)  # type: ignore[no-any-return]
@@ -164,7 +193,13 @@ def and_expanded_true(s: Value, y: Value, t: Value) -> Value:
 def expand_below_unary(node: Node) -> Value | None:
     """An elementwise operator runs before the expansion of its operand, on fewer elements."""
     x = node.operands[0]
-    if x is None or x.producer is None or x.producer.op != "Expand" or len(x.users) != 1 or x.producer.graph is not node.graph:
+    if (
+        x is None
+        or x.producer is None
+        or x.producer.op != "Expand"
+        or len(x.users) != 1
+        or x.producer.graph is not node.graph
+    ):
         return None
     source, target = x.producer.operands
     return op.Expand(_retyped(node, [source]), target)  # type: ignore[no-any-return]

@@ -1,7 +1,7 @@
 """Reshape, Squeeze, Unsqueeze, Flatten and Expand: static targets, merging, and dropping what changes nothing.
 
-All of these only rename dimensions, so a chain of them is one Reshape, and a Reshape with a known target is better than the
-arithmetic that computed it.
+All of these only rename dimensions, so a chain of them is one Reshape, and a Reshape with a known target is better than
+the arithmetic that computed it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,28 @@ from .fold_constants import integers
 
 RESHAPING = ("Reshape", "Squeeze", "Unsqueeze", "Flatten")
 # operators that broadcast their operands by themselves
-BROADCASTS = frozenset("Add Sub Mul Div Pow Where And Or Xor Equal Less LessOrEqual Greater GreaterOrEqual Min Max PRelu Mod".split())
+BROADCASTS = frozenset(
+    [
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Pow",
+        "Where",
+        "And",
+        "Or",
+        "Xor",
+        "Equal",
+        "Less",
+        "LessOrEqual",
+        "Greater",
+        "GreaterOrEqual",
+        "Min",
+        "Max",
+        "PRelu",
+        "Mod",
+    ]
+)
 
 
 def known_shape(value: Value) -> Shape:
@@ -27,8 +48,10 @@ def known_shape(value: Value) -> Shape:
 
 
 def static_target(source: Shape, target: Shape) -> tuple[int, ...] | None:
-    """Constant operands for ``Reshape`` from ``source`` to ``target``: numbers, 0 for a dimension that stays in place, and
-    -1 for at most one other; None if that is not enough."""
+    """The constant operand of a ``Reshape`` from ``source`` to ``target``, or None if there is none.
+
+    It holds numbers, 0 for a dimension that stays in place, and -1 for at most one other.
+    """
     encoded: list[int] = []
     for i, dim in enumerate(target):
         if isinstance(dim, int) and dim > 0:
@@ -173,7 +196,12 @@ def broadcast_without_expand(node: Node) -> Value | None:
     if result is None:
         return None
     for i, operand in enumerate(node.operands):
-        if operand is None or operand.producer is None or operand.producer.op != "Expand" or operand.producer.graph is not node.graph:
+        if (
+            operand is None
+            or operand.producer is None
+            or operand.producer.op != "Expand"
+            or operand.producer.graph is not node.graph
+        ):
             continue
         source = operand.producer.operands[0]
         assert source is not None

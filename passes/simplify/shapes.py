@@ -1,4 +1,4 @@
-"""Shape arithmetic under symbolic dimensions: shapes that are known, and their cheapest computation where they are not."""
+"""Shape arithmetic under symbolic dimensions: known shapes, and the cheapest computation of others."""
 
 from __future__ import annotations
 
@@ -13,14 +13,30 @@ from .fold_constants import integers
 
 # operators that compute contents from contents: worth replacing by one look at a shape
 _ARITHMETIC = (
-    "Concat", "Gather", "Slice", "Squeeze", "Unsqueeze", "Reshape", "Cast", "Add", "Sub", "Mul", "Div", "Where", "Expand", "Flatten", "Transpose",
-    "Min", "Max", "ReduceProd",
-)  # fmt: skip
+    "Concat",
+    "Gather",
+    "Slice",
+    "Squeeze",
+    "Unsqueeze",
+    "Reshape",
+    "Cast",
+    "Add",
+    "Sub",
+    "Mul",
+    "Div",
+    "Where",
+    "Expand",
+    "Flatten",
+    "Transpose",
+    "Min",
+    "Max",
+    "ReduceProd",
+)
 
 
 @rule("Shape")
 def shape_of_same_shaped(node: Node) -> Value | None:
-    """The shape of a result is taken from a graph input of the same shape, so that the result is not kept for its shape."""
+    """The shape of a result is taken from a graph input of the same shape, so that the result need not be kept."""
     content, x = content_of(node.results[0]), node.operands[0]
     assert x is not None
     if content is None or x.producer is None or x.shape is None:
@@ -54,7 +70,12 @@ def _read_from_inputs(node: Node, content: tuple[Dim, ...]) -> Value | None:
 
 def _scalar_from_inputs(node: Node, dim: Dim) -> Value | None:
     """A scalar size: Squeeze of a Shape (which other scalars and lists of sizes share)."""
-    if node.op == "Squeeze" and node.operands[0] is not None and node.operands[0].producer is not None and node.operands[0].producer.op == "Shape":
+    if (
+        node.op == "Squeeze"
+        and node.operands[0] is not None
+        and node.operands[0].producer is not None
+        and node.operands[0].producer.op == "Shape"
+    ):
         return None
     found = _find_dims(node, (dim,))
     require(found is not None, "no graph input has this dimension")

@@ -10,10 +10,58 @@ from .reshapes import known_shape, reshape_to
 
 # elementwise operators: every result element depends on the operand elements at its own place
 UNARY = frozenset(
-    "Abs Cast Ceil Elu Erf Exp Floor Gelu HardSigmoid HardSwish LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Sigmoid "
-    "Sign Softplus Softsign Sqrt Swish Tanh ThresholdedRelu IsNaN".split()
+    [
+        "Abs",
+        "Cast",
+        "Ceil",
+        "Elu",
+        "Erf",
+        "Exp",
+        "Floor",
+        "Gelu",
+        "HardSigmoid",
+        "HardSwish",
+        "LeakyRelu",
+        "Log",
+        "Mish",
+        "Neg",
+        "Not",
+        "Reciprocal",
+        "Relu",
+        "Round",
+        "Selu",
+        "Sigmoid",
+        "Sign",
+        "Softplus",
+        "Softsign",
+        "Sqrt",
+        "Swish",
+        "Tanh",
+        "ThresholdedRelu",
+        "IsNaN",
+    ]
 )
-BINARY = frozenset("Add Sub Mul Div Pow Min Max Equal Less LessOrEqual Greater GreaterOrEqual And Or Xor Where Clip".split())
+BINARY = frozenset(
+    [
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Pow",
+        "Min",
+        "Max",
+        "Equal",
+        "Less",
+        "LessOrEqual",
+        "Greater",
+        "GreaterOrEqual",
+        "And",
+        "Or",
+        "Xor",
+        "Where",
+        "Clip",
+    ]
+)
 _MAX_TREE = 16  # operators between two transposes that are looked through
 
 
@@ -66,7 +114,7 @@ def transpose_of_transpose(node: Node) -> Value | None:
 
 @rule("Transpose")
 def transpose_is_reshape(node: Node) -> Value | None:
-    """A transpose that moves only dimensions of size 1 leaves the elements where they are: beside another reshape, it is one."""
+    """A transpose that moves only dimensions of size 1 leaves the elements where they are: it is a reshape."""
     x, perm = node.operands[0], perm_of(node)
     assert x is not None
     if perm is None or x.shape is None:
@@ -79,7 +127,7 @@ def transpose_is_reshape(node: Node) -> Value | None:
 
 @rule("Reshape")
 def transpose_between_reshapes(node: Node) -> Value | None:
-    """``Reshape(Transpose(Reshape(x)))`` that merges dimensions, permutes the merged ones and splits them again permutes ``x``."""
+    """Merging dimensions, permuting the merged ones and splitting them again is one permutation."""
     y = node.operands[0]
     if y is None or y.producer is None or y.producer.op != "Transpose":
         return None
@@ -96,12 +144,15 @@ def transpose_between_reshapes(node: Node) -> Value | None:
     require(groups is not None, "the first reshape does more than merging dimensions")
     assert groups is not None
     order = [d for p in perm for d in groups[p]]
-    require(tuple(x.shape[d] for d in order) == node.results[0].shape, "the last reshape does more than splitting what was merged")
+    require(
+        tuple(x.shape[d] for d in order) == node.results[0].shape,
+        "the last reshape does more than splitting what was merged",
+    )
     return transpose(x, tuple(order))
 
 
 def _groups(source: Shape, target: Shape) -> list[list[int]] | None:
-    """For each dimension of ``target``, the adjacent dimensions of ``source`` that are merged in it; None if it is no merge."""
+    """For each dimension of ``target``, the adjacent ones of ``source`` that it merges; None if it is no merge."""
     groups: list[list[int]] = []
     at = 0
     for i, dim in enumerate(target):

@@ -524,24 +524,23 @@ def test_the_upgrade_comes_before_inference() -> None:
 
 FUNCTIONS = """
     g (float[2] x) => (float[2] y) { t = local.twice<k = 3.0>(x) y = local.twice(t) }
+    <domain: "local", opset_import: ["" : 21]>
+    inner (a) => (c) { c = Abs(t) t = Neg(a) }
     <domain: "local", opset_import: ["" : 21, "local" : 1]>
     twice <k: float = 2.0> (a, b) => (c) { f = Constant<value_float: float = @k>() p = local.inner(a) c = Mul(p, f) }
-    <domain: "local", opset_import: ["" : 21]>
-    inner (a) => (c) { c = Relu(t) t = Neg(a) }
 """
 
 
 def test_functions_are_inlined() -> None:
     graph = from_proto(parsed(FUNCTIONS))
-    assert [n.op for n in graph.nodes] == ["Neg", "Relu", "Mul"] * 2
+    assert [n.op for n in graph.nodes] == ["Neg", "Abs", "Mul"] * 2
     assert [v.const.numpy().item() for v in graph.constants() if v.const] == [3, 2]
     assert str(graph.outputs[0].type) == "float[2]"
     model = to_proto(graph)
     onnx.checker.check_model(model, full_check=True)
     assert not model.functions
     x = np.array([-1, 2], np.float32)
-    expected = onnx.reference.ReferenceEvaluator(parsed(FUNCTIONS.replace("c = Relu(t) t = Neg(a)", "t = Neg(a) c = Relu(t)"))).run(None, {"x": x})
-    np.testing.assert_array_equal(onnx.reference.ReferenceEvaluator(model).run(None, {"x": x})[0], expected[0])
+    assert onnx.reference.ReferenceEvaluator(model).run(None, {"x": x})[0].tolist() == [6, 12]
 
 
 def test_functions_may_stay() -> None:

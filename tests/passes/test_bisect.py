@@ -44,6 +44,7 @@ def chain(*ops):
         value = getattr(op, name)(value)
     edit.insert_floating([value], graph.ret)
     graph.set_outputs([value])
+    graph.output_info[0].name = "y"
     return graph
 
 
@@ -112,11 +113,13 @@ def test_extract_keeps_constants_and_captures_of_nested_graphs():
     x = graph.add_input(tensor_type(DType.FLOAT, 4), "x")
     flag = graph.add_input(tensor_type(DType.BOOL), "flag")
     inner = op.Neg(x) * 2.0
+    edit.insert_floating([inner], graph.ret)
     then = subgraph("then", [], lambda: op.Abs(inner))
     other = subgraph("else", [], lambda: op.Relu(inner))
     out = op.If(flag, then_branch=then, else_branch=other)
     edit.insert_floating([out], graph.ret)
     graph.set_outputs([out])
+    graph.output_info[0].name = "y"
     verify(graph)
     part = extract([out.producer])
     verify(part.graph)

@@ -1,4 +1,4 @@
-"""The command line: the group, what its commands share, and what becomes of errors. One file per command in `commands/`."""
+"""The command line: the group, what its commands share, and what becomes of errors. The commands are in `commands/`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ class Group(click.Group):
         assert isinstance(command, click.Command)
         return command
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] not in COMMANDS and not args[0].startswith("-"):
             import difflib
 
@@ -61,7 +63,7 @@ class Group(click.Group):
             if "--debug" in sys.argv or ctx.find_root().meta.get("planish.debug"):
                 raise
             _complain(_message(error))
-        ctx.exit(2)
+        return ctx.exit(2)
 
 
 def _complain(message: str) -> None:
@@ -77,8 +79,9 @@ def _message(error: Exception) -> str:
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}"
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return f"internal error: {text[:500]} (--debug shows the traceback)"
+    from planish.functions import one_line
+
+    return f"internal error: {one_line(error)} (--debug shows the traceback)"
 
 
 def _version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
@@ -90,12 +93,15 @@ def _version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Print the version.")
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Print the version."
+)
 def planish() -> None:
     """Make neural-network graphs smaller and faster, and check every step.
 
-    MODEL is an .onnx or .pt2 file, or module.py:function that returns a model. DATA is an .npz file, a folder of them, or
-    module.py:function that returns samples. Exit codes: 0 done, 1 an expectation or check failed, 2 bad usage or input.
+    MODEL is an .onnx or .pt2 file, or module.py:function that returns a model. DATA is an .npz file, a folder of them,
+    or module.py:function that returns samples. Exit codes: 0 done, 1 an expectation or check failed, 2 bad usage or
+    input.
     """
 
 
@@ -105,7 +111,9 @@ def _remember_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None
 
 def standard_options(function: F) -> F:
     """``--debug``."""
-    return click.option("--debug", is_flag=True, expose_value=False, callback=_remember_debug, help="Show tracebacks.")(function)
+    return click.option("--debug", is_flag=True, expose_value=False, callback=_remember_debug, help="Show tracebacks.")(
+        function
+    )
 
 
 def model_argument(function: F) -> F:

@@ -71,7 +71,9 @@ def compile_model(model: Model, graph: Graph, engine: Backend, **options: Any) -
     return engine.compile(graph, **options)
 
 
-def samples_for(graph: Graph, program: Executable, data: Data | None, limit: int) -> tuple[list[Sample], list[dict[str, Any]], str]:
+def samples_for(
+    graph: Graph, program: Executable, data: Data | None, limit: int
+) -> tuple[list[Sample], list[dict[str, Any]], str]:
     """Samples, what ``program`` computes for them, and where they come from (``given`` or ``synthesized``).
 
     Two synthesized samples tell a dimension from a number that happens to be the same.

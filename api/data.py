@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from planish.flops import bind_dim
+from planish.functions import call_function, is_function_name
 from planish.ir import DType, Graph, Sym, TensorType, Value
 from planish.ir.errors import PlanishError
-
-from planish.flops import bind_dim
-from planish.functions import is_function_name, load_function
 
 __all__ = ["bind_sizes", "describe_inputs", "read_samples", "synthesize"]
 
@@ -29,7 +28,7 @@ def read_samples(data: Data, graph: Graph, limit: int | None = None) -> list[Sam
     """The first ``limit`` samples of ``data``, checked against the inputs of ``graph``.
 
     Args:
-        data: an ``.npz`` file, a folder of them, ``module.py:function``, one mapping of arrays by input name, or several.
+        data: an ``.npz`` file, a folder of them, ``module.py:function``, or mappings of arrays by input name.
         graph: the graph that they are for.
         limit: the number of samples; None for all.
 
@@ -46,12 +45,7 @@ def read_samples(data: Data, graph: Graph, limit: int | None = None) -> list[Sam
 
 def _samples(data: Data) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if isinstance(data, str) and is_function_name(data):
-        try:
-            found = load_function(data)()
-        except PlanishError:
-            raise
-        except Exception as error:
-            raise PlanishError(f"{data}: {type(error).__name__}: {error}") from error
+        found = call_function(data)
         yield from ((f"{data}, sample {i}", s) for i, (_, s) in enumerate(_samples(found), 1))
     elif isinstance(data, str | Path):
         yield from _files(Path(data))
@@ -73,18 +67,20 @@ def _files(path: Path) -> Iterator[tuple[str, Sample]]:
     if not files:
         raise PlanishError(f"no .npz file in {path}")
     for file in files:
-        try:
-            with np.load(file, allow_pickle=False) as archive:
-                if not isinstance(archive, np.lib.npyio.NpzFile):
-                    raise PlanishError(f"{file} is no .npz file")
-                sample = {name: archive[name] for name in archive.files}
-        except (OSError, ValueError, EOFError, zlib.error, KeyError, NotImplementedError) as error:
-            raise PlanishError(f"{file} is no readable .npz file: {error}") from error
-        except Exception as error:
-            if type(error).__name__ != "BadZipFile":  # importing zipfile for its name alone would cost more than this line
-                raise
-            raise PlanishError(f"{file} is no readable .npz file: {error}") from error
-        yield str(file), sample
+        yield str(file), _read_archive(file)
+
+
+def _read_archive(path: Path) -> Sample:
+    from zipfile import BadZipFile
+
+    try:
+        archive = np.load(path, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise PlanishError(f"{path} is no .npz file but a single array: np.savez names its arrays")
+        with archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, KeyError, NotImplementedError, BadZipFile, zlib.error) as error:
+        raise PlanishError(f"{path} is no readable .npz file: {' '.join(str(error).split())}") from error
 
 
 def describe_inputs(graph: Graph) -> str:
@@ -103,13 +99,19 @@ def _checked(sample: Mapping[str, Any], graph: Graph, where: str) -> Sample:
     sizes: dict[str, int] = {}
     for name, value in sample.items():
         type_ = inputs[name].type
-        checked[name] = _checked_array(value, type_, sizes, f"{where}: input {name!r}") if isinstance(type_, TensorType) else value
+        checked[name] = (
+            _checked_array(value, type_, sizes, f"{where}: input {name!r}") if isinstance(type_, TensorType) else value
+        )
     return checked
 
 
 def _checked_array(value: Any, type_: TensorType, sizes: dict[str, int], where: str) -> np.ndarray:
     array = np.asarray(value)
-    if type_.dtype and type_.dtype.numpy != array.dtype and not (type_.dtype is DType.STRING and array.dtype.kind in "OUST"):
+    if (
+        type_.dtype
+        and type_.dtype.numpy != array.dtype
+        and not (type_.dtype is DType.STRING and array.dtype.kind in "OUST")
+    ):
         raise PlanishError(f"{where} is {array.dtype}, not {type_.dtype.text}")
     if type_.shape is None:
         return array
@@ -121,7 +123,9 @@ def _checked_array(value: Any, type_: TensorType, sizes: dict[str, int], where: 
             fits = fits and sizes.setdefault(dim.name, size) == size
     if not fits:
         known = ", ".join(f"{k}={v}" for k, v in sizes.items())
-        raise PlanishError(f"{where} has shape {list(array.shape)}, which does not fit {type_}" + (f" with {known}" if known else ""))
+        raise PlanishError(
+            f"{where} has shape {list(array.shape)}, which does not fit {type_}" + (f" with {known}" if known else "")
+        )
     return array
 
 
@@ -140,8 +144,16 @@ def bind_sizes(graph: Graph, sample: Mapping[str, Any]) -> dict[str, int]:
 
 # Sizes for the symbolic dimensions, in the order in which they appear: distinct, so that mixed-up ones are seen. What
 # does not run (an image of 2x3 pixels) is tried again with the next scheme.
-_SCHEMES: tuple[tuple[int, ...], ...] = ((2, 6, 5, 7, 9, 11, 13), (2, 16, 24, 40, 48), (1, 64, 96, 128, 160), (1, 224, 224), (1, 1, 1))
-_MOVES = frozenset("Cast Identity Reshape Unsqueeze Squeeze Flatten Transpose Expand Slice Concat".split())
+_SCHEMES: tuple[tuple[int, ...], ...] = (
+    (2, 6, 5, 7, 9, 11, 13),
+    (2, 16, 24, 40, 48),
+    (1, 64, 96, 128, 160),
+    (1, 224, 224),
+    (1, 1, 1),
+)
+_MOVES = frozenset(
+    ["Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose", "Expand", "Slice", "Concat"]
+)
 
 
 def synthesize(graph: Graph, seed: int = 0) -> Iterator[Sample]:

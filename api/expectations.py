@@ -1,4 +1,4 @@
-"""Expectations: ``Attention>=12`` is about the operators of the result, ``merge-transposes>0`` about rules that fired."""
+"""Expectations: ``Attention>=12`` is about the operators of the result, ``relu-of-relu>0`` about rules that fired."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`explain`, `bisect` and `reduce`: why a rule does not fire, which rewrite is wrong, and the smallest model that shows it."""
+"""`explain`, `bisect` and `reduce`: why a rule does not fire, which rewrite is wrong, and on how small a model."""
 
 from __future__ import annotations
 
@@ -129,7 +129,9 @@ class _Judge:
         return wrong
 
 
-def _judge(graph: Graph, data: Data | None, tolerance: float | None, engine: Backend, samples: Sequence[Sample] = ()) -> _Judge:
+def _judge(
+    graph: Graph, data: Data | None, tolerance: float | None, engine: Backend, samples: Sequence[Sample] = ()
+) -> _Judge:
     from planish.comparison import samples_for
     from planish.passes.observers.verify import noise_floor
 
@@ -240,8 +242,10 @@ def reduce(
 def reduce_bisection(
     found: Bisection, data: Data | None = None, *, tolerance: float | None = None, target: str = "onnxruntime"
 ) -> Reduction:
-    """The smallest model that shows what `bisect` found: look in ever larger neighbourhoods of the rewrite, then take away
-    what is not needed."""
+    """The smallest model that shows what `bisect` found.
+
+    Looks in ever larger neighbourhoods of the rewrite, then takes away what is not needed.
+    """
     from planish.backends.base import backend
     from planish.passes.reduce import extract, minimize, neighbourhoods
 

@@ -34,7 +34,7 @@ class Size:
 
 
 def with_sizes(graph: Graph, sizes: Sizes) -> Graph:
-    """A copy of ``graph`` for inputs of given sizes, typed anew: it knows more shapes. Symbols that are missing become 1."""
+    """A copy of ``graph`` for inputs of given sizes (1 where missing), typed anew: it knows more shapes."""
     from planish.ir.clone import clone_graph
     from planish.ir.infer import infer_graph
 
@@ -159,8 +159,8 @@ def _attention(node: Node, sizes: Sizes) -> int:
     if len(q) == 4 and len(k) == 4 and len(v) == 4:
         return 2 * q[0] * q[1] * q[2] * k[2] * (q[3] + v[3])
     if len(q) == 3 and len(k) == 3 and len(v) == 3:  # heads are packed in the last dimension
-        q_heads, kv_heads = node.attrs.get("q_num_heads", 1), node.attrs.get("kv_num_heads", 1)
-        return 2 * q[0] * q[1] * k[1] * (q[2] + v[2] * q_heads // max(kv_heads, 1))
+        groups: int = node.attrs.get("q_num_heads", 1) // max(node.attrs.get("kv_num_heads", 1), 1)
+        return 2 * q[0] * q[1] * k[1] * (q[2] + v[2] * groups)
     return 0
 
 
@@ -178,12 +178,57 @@ def _einsum(node: Node, sizes: Sizes) -> int:
 
 
 _FREE = frozenset(
-    "Reshape Transpose Squeeze Unsqueeze Flatten Identity Cast CastLike Concat Split Slice Gather GatherND GatherElements "
-    "Expand Tile Shape Size Constant ConstantOfShape Pad DepthToSpace SpaceToDepth ScatterND ScatterElements If Loop Scan".split()
+    [
+        "Reshape",
+        "Transpose",
+        "Squeeze",
+        "Unsqueeze",
+        "Flatten",
+        "Identity",
+        "Cast",
+        "CastLike",
+        "Concat",
+        "Split",
+        "Slice",
+        "Gather",
+        "GatherND",
+        "GatherElements",
+        "Expand",
+        "Tile",
+        "Shape",
+        "Size",
+        "Constant",
+        "ConstantOfShape",
+        "Pad",
+        "DepthToSpace",
+        "SpaceToDepth",
+        "ScatterND",
+        "ScatterElements",
+        "If",
+        "Loop",
+        "Scan",
+    ]
 )
 _REDUCING = frozenset(
-    "Softmax LogSoftmax LayerNormalization RMSNormalization GroupNormalization InstanceNormalization AveragePool MaxPool "
-    "GlobalAveragePool GlobalMaxPool ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL2 ReduceSumSquare".split()
+    [
+        "Softmax",
+        "LogSoftmax",
+        "LayerNormalization",
+        "RMSNormalization",
+        "GroupNormalization",
+        "InstanceNormalization",
+        "AveragePool",
+        "MaxPool",
+        "GlobalAveragePool",
+        "GlobalMaxPool",
+        "ReduceSum",
+        "ReduceMean",
+        "ReduceMax",
+        "ReduceMin",
+        "ReduceProd",
+        "ReduceL2",
+        "ReduceSumSquare",
+    ]
 )
 _COUNTERS: dict[str, Callable[[Node, Sizes], int]] = {
     "MatMul": _matmul,

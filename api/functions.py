@@ -10,7 +10,7 @@ from typing import Any
 
 from planish.ir.errors import PlanishError
 
-__all__ = ["is_function_name", "load_function"]
+__all__ = ["call_function", "is_function_name", "load_function", "one_line"]
 
 
 def is_function_name(text: str) -> bool:
@@ -41,8 +41,27 @@ def load_function(text: str) -> Callable[..., Any]:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise PlanishError(f"{path}: {type(error).__name__}: {error}") from error
+        raise PlanishError(f"{path}: {one_line(error)}") from error
     function = getattr(module, name, None)
     if not callable(function):
         raise PlanishError(f"{path} has no function {name!r}")
     return function  # type: ignore[no-any-return]
+
+
+def call_function(text: str) -> Any:
+    """What the function that ``text`` names returns.
+
+    Raises:
+        PlanishError: there is no such function, or it raises.
+    """
+    function = load_function(text)
+    try:
+        return function()
+    except Exception as error:
+        raise PlanishError(f"{text}: {one_line(error)}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """The kind of ``error`` and what it says, in one line of bounded length."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= 500 else text[:499] + "…"

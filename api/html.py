@@ -25,7 +25,8 @@ _PAGE = Template("""<!DOCTYPE html>
 <meta name="viewport" content="width=device-width">
 <title>$title</title>
 <style>
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; background: #fff }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
+body { color: #222; background: #fff }
 h1 { font-size: 1.3rem } h2 { font-size: 1.05rem; margin-top: 2rem }
 table { border-collapse: collapse } td, th { padding: .2rem .9rem .2rem 0; text-align: left; vertical-align: top }
 tr + tr td { border-top: 1px solid #ddd } .n { text-align: right; font-variant-numeric: tabular-nums }
@@ -51,10 +52,14 @@ $misses
 
 def _table(rows: Iterable[Sequence[str]], numbers: frozenset[int] = frozenset(), head: Sequence[str] = ()) -> str:
     def cells(row: Sequence[str], tag: str) -> str:
-        parts = (f'<{tag}{" class=n" if i in numbers else ""}>{escape(cell.strip())}</{tag}>' for i, cell in enumerate(row))
+        parts = (
+            f"<{tag}{' class=n' if i in numbers else ''}>{escape(cell.strip())}</{tag}>" for i, cell in enumerate(row)
+        )
         return f"<tr>{''.join(parts)}</tr>"
 
-    return "\n".join(["<table>", *([cells(head, "th")] if head else []), *(cells(row, "td") for row in rows), "</table>"])
+    return "\n".join(
+        ["<table>", *([cells(head, "th")] if head else []), *(cells(row, "td") for row in rows), "</table>"]
+    )
 
 
 def html(report: Report, title: str) -> str:

@@ -1,5 +1,7 @@
-"""Loads onnx piece by piece: for a command that only needs its protobuf classes, the package's own start is a third of the
-time. Anything else of the package that is asked for completes it."""
+"""Loads onnx piece by piece: whoever needs its protobuf classes only need not wait for the whole package.
+
+Anything else of the package that is asked for completes it.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ __all__ = ["install"]
 
 
 def install() -> None:
-    """Let ``import onnx`` load the protobuf classes only, and the rest when it is used. Does nothing if onnx is there."""
+    """Let ``import onnx`` load the protobuf classes only, and the rest when it is used. No effect on a loaded onnx."""
     spec = None if "onnx" in sys.modules else importlib.util.find_spec("onnx")
     if spec is None or spec.loader is None:
         return

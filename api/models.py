@@ -6,10 +6,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from planish.functions import call_function, is_function_name
 from planish.ir import Graph
 from planish.ir.errors import PlanishError
-
-from planish.functions import is_function_name, load_function
 
 if TYPE_CHECKING:
     import onnx
@@ -29,13 +28,20 @@ def load(model: Model) -> Graph:
     """The graph of a model.
 
     Args:
-        model: a path (``.onnx``, ``.pt2``, ``module.py:function``), a `Graph` (returned as it is), an ``onnx.ModelProto``, a
-            ``torch.export.ExportedProgram``, or a tuple ``(module, args)``, ``(module, args, kwargs)`` or ``(module, args,
-            kwargs, dynamic_shapes)`` of a ``torch.nn.Module`` and example inputs for it.
+        model: a path (``.onnx``, ``.pt2``, ``module.py:function``), a `Graph` (returned as it is), an
+            ``onnx.ModelProto``, a ``torch.export.ExportedProgram``, or a ``torch.nn.Module`` with example inputs: a
+            tuple ``(module, args)``, ``(module, args, kwargs)`` or ``(module, args, kwargs, dynamic_shapes)``.
 
     Raises:
         PlanishError: it cannot be read, or it is nothing of this kind.
     """
+    try:
+        return _load(model)
+    except ImportError as error:  # an extra is missing; the message says which
+        raise PlanishError(str(error)) from error
+
+
+def _load(model: Model) -> Graph:
     if isinstance(model, Graph):
         return model
     if isinstance(model, str | Path):
@@ -60,13 +66,11 @@ def load(model: Model) -> Graph:
 
 def _load_path(path: str) -> Graph:
     if is_function_name(path):
-        function = load_function(path)
+        model = call_function(path)
         try:
-            return load(function())
+            return load(model)
         except PlanishError as error:
             raise PlanishError(f"{path}: {error}") from error
-        except Exception as error:
-            raise PlanishError(f"{path}: {type(error).__name__}: {error}") from error
     if not Path(path).exists():
         raise PlanishError(f"no such file: {path}")
     suffix = Path(path).suffix.lower()
@@ -84,11 +88,13 @@ def _load_path(path: str) -> Graph:
 def _load_module(module: Any, args: Any = (), kwargs: Any = None, dynamic_shapes: Any = None) -> Graph:
     from planish.frontends.torch import from_torch
 
-    return from_torch(module, args if isinstance(args, tuple) else (args,), kwargs, dynamic_shapes)
+    return from_torch(module, args, kwargs, dynamic_shapes=dynamic_shapes)
 
 
 def save(graph: Graph, path: str | Path, **options: Any) -> None:
-    """Write ``graph`` as an ONNX file, completely or not at all; ``options`` are those of `planish.backends.onnx_file.save`.
+    """Write ``graph`` as an ONNX file, completely or not at all.
+
+    ``options`` are those of `planish.backends.onnx_file.save`.
 
     Raises:
         PlanishError: it cannot be written.

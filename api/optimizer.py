@@ -121,7 +121,9 @@ class _Attempt:
 class _Job:
     """One call of `optimize`."""
 
-    def __init__(self, graph: Graph, pipeline: Pipeline, target: str, observers: list[Observer], progress: Callable[[str], None]):
+    def __init__(
+        self, graph: Graph, pipeline: Pipeline, target: str, observers: list[Observer], progress: Callable[[str], None]
+    ):
         self.original = graph
         self.pipeline = pipeline
         self.target = target
@@ -157,7 +159,9 @@ class _Job:
         if measure and first is not None and second is not None and report.changed and report.ok:
             attempt, report = self._fastest(attempt, report, first, second, mode, engine)
         elif measure and report.ok:
-            report.notes.append("not measured: " + ("nothing changed" if first is not None else "the model was not run"))
+            report.notes.append(
+                "not measured: " + ("nothing changed" if first is not None else "the model was not run")
+            )
         return Result(attempt.graph, report, engine)
 
     # running
@@ -175,7 +179,7 @@ class _Job:
         return _Attempt(graph, ctx, verify)
 
     def _run_original(self, model: Model, engine: Backend, data: Data | None) -> Executable | None:
-        """The original, compiled, after it has computed ``self.expected``; None if it does not run on synthesized samples."""
+        """The original, compiled, after it has computed ``self.expected``; None if it runs on no synthesized sample."""
         from planish.comparison import compile_model, samples_for
         from planish.data import bind_sizes
 
@@ -283,7 +287,9 @@ class _Job:
     def _report(self, attempt: _Attempt, before: Size) -> Report:
         from copy import copy
 
-        report = Report(str(self.pipeline), self.target, before, size_of(attempt.graph, self.sizes), attempt.ctx.results)
+        report = Report(
+            str(self.pipeline), self.target, before, size_of(attempt.graph, self.sizes), attempt.ctx.results
+        )
         report.verification = copy(self.verification)
         if not report.changed:
             report.near_misses = _nearest(attempt.graph, self.pipeline)
@@ -303,8 +309,15 @@ def _first_line(error: Exception) -> str:
 def _non_finite(outputs: list[dict[str, Any]]) -> str:
     import numpy as np
 
-    names = {n for o in outputs for n, v in o.items() if isinstance(v, np.ndarray) and v.dtype.kind == "f" and not np.isfinite(v).all()}
-    return f"the original computes NaN or infinity in {', '.join(sorted(names))}, and so does the result" if names else ""
+    names = {
+        n
+        for o in outputs
+        for n, v in o.items()
+        if isinstance(v, np.ndarray) and v.dtype.kind == "f" and not np.isfinite(v).all()
+    }
+    return (
+        f"the original computes NaN or infinity in {', '.join(sorted(names))}, and so does the result" if names else ""
+    )
 
 
 def _nearest(graph: Graph, pipeline: Pipeline) -> list[str]:

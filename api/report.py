@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from planish.passes import PassResult
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-from planish.expectations import Outcome
-from planish.flops import Size
-from planish.measure import Comparison
+    from planish.expectations import Outcome
+    from planish.flops import Size
+    from planish.measure import Comparison
+    from planish.passes import PassResult
 
 __all__ = ["Report", "Verification", "count", "table"]
 
@@ -114,7 +116,13 @@ class Report:
             "after": asdict(self.after),
             "fired": dict(self.fired.most_common()),
             "passes": [
-                {"name": r.name, "seconds": r.seconds, "edits": r.edits, "fired": dict(r.fired.most_common()), "problem": r.problem}
+                {
+                    "name": r.name,
+                    "seconds": r.seconds,
+                    "edits": r.edits,
+                    "fired": dict(r.fired.most_common()),
+                    "problem": r.problem,
+                }
                 for r in self.passes
             ],
             "rolled_back": [{"what": what, "reason": reason} for what, reason in self.rolled_back],
@@ -193,7 +201,7 @@ def count(n: int) -> str:
     raise AssertionError
 
 
-def table(rows: list[tuple[str, ...]] | list[tuple[str, str]] | list[tuple[str, str, str]], align: str) -> str:
+def table(rows: Sequence[Sequence[str]], align: str) -> str:
     """``rows`` in columns, each aligned left (``l``) or right (``r``)."""
     widths = [max((len(row[i]) for row in rows), default=0) for i in range(len(align))]
     lines = []

@@ -63,7 +63,9 @@ def inspect(model: Model, data: Data | None = None) -> Summary:
     )
 
 
-def bench(model: Model, other: Model | None = None, data: Data | None = None, *, target: str = "onnxruntime") -> Latency | Comparison:
+def bench(
+    model: Model, other: Model | None = None, data: Data | None = None, *, target: str = "onnxruntime"
+) -> Latency | Comparison:
     """The latency of a model, or of two in interleaved pairs.
 
     Args:

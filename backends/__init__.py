@@ -14,9 +14,12 @@ __all__ = ["Backend", "Executable", "LoweringError", "backend", "backends", "onn
 
 
 def onnx_backend(
-    name: str, upgrade: Callable[[Graph], None] | None = None, simplify: Callable[[Graph], Any] | None = None
+    name: str,
+    upgrade: Callable[[Graph], None] | None = None,
+    simplify: Callable[[Graph], Any] | None = None,
+    **options: Any,
 ) -> type[Any]:
     """The backend ``name`` as a class for ONNX's own test suite: see `planish.backends.conformance`."""
     from .conformance import make_onnx_backend
 
-    return make_onnx_backend(name, upgrade, simplify)
+    return make_onnx_backend(name, upgrade, simplify, **options)

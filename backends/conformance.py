@@ -26,7 +26,10 @@ class _Prepared(BackendRep):
 
 
 def make_onnx_backend(
-    name: str, upgrade: Callable[[Graph], None] | None = None, simplify: Callable[[Graph], Any] | None = None
+    name: str,
+    upgrade: Callable[[Graph], None] | None = None,
+    simplify: Callable[[Graph], Any] | None = None,
+    **options: Any,
 ) -> type[OnnxBackend]:
     """The backend ``name`` as a class for ONNX's test suite.
 
@@ -34,6 +37,7 @@ def make_onnx_backend(
         name: of the backend, with a variant perhaps.
         upgrade: brings an imported graph to the canonical opset: `planish.frontends.onnx.upgrade.upgrade`.
         simplify: changes the graph in place (or returns another) before it is compiled.
+        options: for `Backend.compile`.
     """
     target = backend(name)
 
@@ -45,7 +49,7 @@ def make_onnx_backend(
             """Import ``model`` and compile it."""
             graph = from_proto(model, upgrade=upgrade)
             changed = simplify(graph) if simplify is not None else None
-            return _Prepared(target.compile(changed if isinstance(changed, Graph) else graph))
+            return _Prepared(target.compile(changed if isinstance(changed, Graph) else graph, **options))
 
         @classmethod
         def supports_device(cls, device: str) -> bool:

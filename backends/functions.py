@@ -36,8 +36,12 @@ def isolate(node: Node, types: Iterable[Type | None]) -> Graph:
     return graph
 
 
-def decompose(node: Node) -> list[Node] | None:
+def decompose(node: Node, known: dict[Any, Graph | None]) -> list[Node] | None:
     """Put the body of the function that defines its operator in the place of ``node``.
+
+    Args:
+        node: the node, in a graph.
+        known: remembers bodies, for nodes with the same types and attributes.
 
     Returns:
         the nodes of the body; None if the operator has no body, or none for these operands and attributes.
@@ -45,7 +49,11 @@ def decompose(node: Node) -> list[Node] | None:
     schema = schema_of(node.op)
     if schema is None or not (schema.has_function or schema.has_context_dependent_function):
         return None
-    body = _body(node, schema)
+    types = tuple(None if o is None else o.type for o in node.operands)
+    key = (node.op, len(node.results), tuple(node.attrs.items()), types)
+    if key not in known:
+        known[key] = _body(node, schema)
+    body = known[key]
     if body is None:
         return None
     previous, graph = node.prev, node.graph

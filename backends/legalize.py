@@ -239,6 +239,7 @@ class _Legalization:
     Attributes:
         oldest: for every standard node, the oldest version that will do; exact only above ``wished``.
         problems: the nodes for which there is no way.
+        bodies: of functions.
     """
 
     def __init__(self, target: Target, wished: int):
@@ -246,6 +247,7 @@ class _Legalization:
         self.wished = wished
         self.oldest: dict[Node, int] = {}
         self.problems: list[Problem] = []
+        self.bodies: dict[Any, Graph | None] = {}
 
     def reach(self, node: Node, depth: int = 0) -> None:
         """Note down the oldest version for ``node``, or for the nodes of the function body that takes its place."""
@@ -258,7 +260,7 @@ class _Legalization:
                 return
         elif target.runs(node, 0, 0):
             return
-        body = decompose(node) if depth < MAX_DEPTH else None
+        body = decompose(node, self.bodies) if depth < MAX_DEPTH else None
         if body is None:
             self.problems.append(Problem(node, self.reason(node, version)))
             return

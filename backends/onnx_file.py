@@ -18,6 +18,8 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Literal
 
+from google.protobuf.message import EncodeError
+
 from ..ir.convert.proto import to_proto
 from ..ir.errors import PlanishError
 from ..ir.graph import Graph
@@ -57,9 +59,11 @@ def save(
         opset: the version of the standard operators to state; nothing is converted.
         ir_version: the IR version to state.
         external: keep the weights in a second file; ``"auto"``: if they are more than a megabyte.
-        weights: what to do with weights that lie in files already: copy them; ``"reference"`` them where they are,
-            which must be below the folder of ``path``; or ``"link"`` their files beside the model if most of their
-            content is in use (copied where the file system cannot). Tensors that are new are written in any case.
+        weights: what to do with weights that lie in files already: ``"copy"`` them (for nothing, on file systems that
+            share blocks); ``"reference"`` them where they are, which must be below the folder of ``path``; or
+            ``"link"`` their files beside the model, if most of their content is in use and the file system can: ONNX
+            Runtime reads those, but onnx itself refuses files with several links, the original too while there are
+            two. Tensors that are new are written in any case.
 
     Raises:
         PlanishError: it cannot be written. Nothing is left behind then, and earlier files are as they were.
@@ -69,15 +73,14 @@ def save(
         with _Files(path) as files:
             plan = _Plan(graph, files, external, weights)
             model = to_proto(graph, opset=opset, ir_version=ir_version, external=plan)
-            size = model.ByteSize()
-            if size > _MAX_MODEL:
-                what = f"{size / 1e9:.1f} GB in one file"
-                raise PlanishError(f"{path}: {what}, but protobuf allows 2 GB: save it with external data")
+            data = model.SerializeToString(deterministic=True)
             if plan.jobs:
                 _write_data(files.create(plan.data_name), plan.jobs, plan.size)
             with open(files.create(path.name), "wb", closefd=False) as file:
-                file.write(model.SerializeToString(deterministic=True))
+                file.write(data)
             files.commit()
+    except EncodeError:
+        raise PlanishError(f"{path}: it is larger than 2 GB, or nested deeper, than protobuf allows") from None
     except TensorError as error:
         raise PlanishError(f"{path}: {error}") from error
     except OSError as error:
@@ -99,7 +102,11 @@ class _Plan:
         self.places: dict[Tensor, Place | None] = {}
         self.data_name = ""
         tensors = [t for t in _tensors(graph) if t.dtype is not DType.STRING]
-        if external is False or (external == "auto" and sum(t.nbytes for t in tensors) < INLINE_LIMIT):
+        size = sum(t.nbytes for t in tensors)
+        if external is False and size > _MAX_MODEL:
+            what = f"{size / 1e9:.1f} GB of weights in one file"
+            raise PlanishError(f"{files.model}: {what}, but protobuf allows 2 GB: use external data")
+        if external is False or (external == "auto" and size < INLINE_LIMIT):
             return
         if weights != "copy":
             self._keep(tensors, weights)

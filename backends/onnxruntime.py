@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from ..ir.clone import clone_graph
-from ..ir.convert.proto import to_proto
 from ..ir.dims import fresh, sym
 from ..ir.errors import PlanishError
 from ..ir.graph import Graph
@@ -191,10 +190,12 @@ class OnnxRuntime(Backend):
 
     def compile(self, graph: Graph, **options: Any) -> Executable:
         """A session for ``graph``; for the options see `session_options`."""
+        from ..ir.convert.proto import to_proto
+
+        settings = session_options(**options)
         lowered, stamp = self.lower_and_stamp(graph)
         weights = _Weights()
         model = to_proto(lowered, opset=stamp.opset, ir_version=stamp.ir_version, external=weights)
-        settings = session_options(**options)
         keep = weights.attach(model, settings)
         try:
             session = _session(model.SerializeToString(), settings, options.get("providers"))

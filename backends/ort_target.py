@@ -71,10 +71,36 @@ class OrtTarget:
         return max((v for v in _definitions().get(op, ()) if v <= opset), default=0)
 
     def runs(self, node: Node, since: int, opset: int) -> bool:
-        """Whether there is a kernel, or a function body that it can run."""
+        """Whether there is a kernel, or a function body that it can run.
+
+        A kernel for other types will do only where no version of the operator has one for these: then ONNX Runtime may
+        cast, or optimize the node away.
+        """
         if node.domain:
             return node.op in _definitions()
-        return _is_implemented(node.op, since, opset)
+        types = _types_of(node, since)
+        if _has_kernel(node.op, since, types) or _runs_body(node.op, since, opset):
+            return True
+        return bool(_kernels_for(node.op, since)) and not any(_has_kernel(node.op, v, types) for v in _definitions()[node.op])
+
+
+Types = frozenset[tuple[str, str]]  # of type variables
+
+
+def _types_of(node: Node, since: int) -> Types:
+    """The types that the type variables of the operator stand for, as far as they are known."""
+    revision = revision_at(node.op, since)
+    if revision is None:
+        return frozenset()
+    arguments = [*zip(node.operands, revision.inputs, strict=False), *zip(node.results, revision.outputs, strict=False)]
+    return frozenset(
+        (f.variable, f"tensor({v.dtype.text})") for v, f in arguments if v is not None and f.variable and v.dtype
+    )
+
+
+@cache
+def _has_kernel(op: str, since: int, types: Types) -> bool:
+    return any(all(v not in k[2] or t in k[2][v] for v, t in types) for k in _kernels_for(op, since))
 
 
 @cache
@@ -106,10 +132,6 @@ def _kernels_for(op: str, since: int) -> list[Kernel]:
 
 
 @cache
-def _is_implemented(op: str, since: int, opset: int) -> bool:
-    return bool(_kernels_for(op, since)) or _runs_body(op, since, opset)
-
-
 def _runs_body(op: str, since: int, opset: int) -> bool:
     """Whether it runs the function body of an operator: only if none of the operators in it was revised after that."""
     from onnx import FunctionProto
@@ -132,9 +154,7 @@ def lacks_kernel(node: Node, opset: int) -> Problem | None:
     revision = None if node.domain else revision_at(node.op, opset)
     if revision is None or revision.has_body:
         return None
-    arguments = [*zip(node.operands, revision.inputs, strict=False), *zip(node.results, revision.outputs, strict=False)]
-    types = {f.variable: f"tensor({v.dtype.text})" for v, f in arguments if v is not None and f.variable and v.dtype}
-    for _, _, constraints in _kernels_for(node.op, revision.since):
-        if all(v not in constraints or t in constraints[v] for v, t in types.items()):
-            return None
-    return Problem(node, f"no kernel for {', '.join(sorted(set(types.values()))) or 'these types'}")
+    types = _types_of(node, revision.since)
+    if _has_kernel(node.op, revision.since, types):
+        return None
+    return Problem(node, f"no kernel for {', '.join(sorted({t for _, t in types})) or 'these types'}")

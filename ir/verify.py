@@ -61,7 +61,8 @@ def verify(graph: Graph, *, types: bool = True) -> None:
     search = _Search(root)
     try:
         search.graph(root, None)
-        search.uses()
+        if not search.cut:
+            search.uses()
         if types and not search.problems:
             for node in root.walk():
                 search.node_types(node)
@@ -90,6 +91,7 @@ class _Search:
         self.available: set[Value] = set()  # at the place where the walk is
         self.nodes: set[Node] = set()  # all seen, return nodes included
         self.users: dict[Value, int] = {}  # how many distinct nodes use a value
+        self.cut = False  # a list of nodes is broken, so that not all were seen
 
     def report(self, message: str, node: Node | None, graph: Graph) -> None:
         """Note a problem."""
@@ -112,6 +114,7 @@ class _Search:
         node, ret = graph._first, graph.ret
         while True:
             if node in self.nodes:
+                self.cut = True
                 self.report("the list of nodes comes back to it", node, graph)
                 break
             self.nodes.add(node)
@@ -132,6 +135,7 @@ class _Search:
                 self.users[result] = 0
             previous = node
             if node.next is None:
+                self.cut = True
                 self.report("the list of nodes ends before the return", node, graph)
                 break
             node = node.next
@@ -185,8 +189,8 @@ class _Search:
             if value not in available:
                 if value.const is None:
                     self.report(f"operand {i}, %{value.name}, {self.why_unavailable(value, node)}", node, graph)
-                else:
-                    self.constant(value, node, graph)
+                    continue
+                self.constant(value, node, graph)
             if i and value in operands[:i]:
                 continue
             users[value] = users.get(value, 0) + 1
@@ -227,7 +231,7 @@ class _Search:
             for node in stale:
                 where = "" if node in self.nodes else " outside the graph"
                 message = f"%{value.name} counts a use by {node.op}{where} that is none"
-                self.report(message, value.producer, node.graph or self.root)
+                self.report(message, value.producer, self.root if node.graph is None else node.graph)
 
     # types
 

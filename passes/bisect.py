@@ -75,7 +75,7 @@ def _search(p: Pass, graph: Graph, ctx: Context, fails: Callable[[Graph], bool])
 
 
 def find_culprit(p: Pass, graph: Graph, ctx: Context) -> str | None:
-    """The name of the rule whose rewrite makes an observer report a failure after ``p``, or None if it is no rewrite."""
+    """The rule whose rewrite makes an observer report a failure after ``p``, by name; None if it is no rewrite."""
     judges = [observer for observer in ctx.observers if getattr(observer, "judges", True)]
 
     def fails(changed: Graph) -> bool:
@@ -88,7 +88,7 @@ def find_culprit(p: Pass, graph: Graph, ctx: Context) -> str | None:
 
     try:
         found = bisect(p, graph, ctx, fails)
-    except Exception:  # the pass itself fails when repeated: there is no rewrite to blame
+    except Exception:  # noqa: BLE001 - the pass itself fails when repeated: there is no rewrite to blame
         return None
     return found[1].rule.name if found is not None else None
 
@@ -114,7 +114,7 @@ def find_first(p: Pass, graph: Graph, ctx: Context, fails: Callable[[Graph], boo
         error = ""
         try:
             p.run(graph, ctx)
-        except Exception as raised:  # any error of a pass is what we are looking for
+        except Exception as raised:  # noqa: BLE001 - any error of a pass is what we are looking for
             error = " ".join(f"{type(raised).__name__}: {raised}".split())
         if not error and not fails(graph):
             return None

@@ -220,7 +220,7 @@ class _Parser:
 
     def construct(self, cls: type[Pass]) -> Pass:
         options: dict[str, Any] = {}
-        fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        fields = {f.name: f for f in dataclasses.fields(cls)}
         hints = typing.get_type_hints(cls)
         if self.take("{"):
             while not self.take("}"):

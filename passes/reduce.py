@@ -72,9 +72,9 @@ def _results(nodes: list[Node], inside: set[Node]) -> Iterator[Value]:
     for node in nodes:
         for value in node.results:
             users = value.users
-            if not users and not any(r.is_used for r in node.results):
-                yield value
-            elif any(top_level(user, node.graph) not in inside for user in users):
+            if (not users and not any(r.is_used for r in node.results)) or any(
+                top_level(user, node.graph) not in inside for user in users
+            ):
                 yield value
 
 
@@ -107,7 +107,7 @@ def ancestors(values: Iterable[Value]) -> list[Node]:
 
 
 def neighbourhoods(nodes: Iterable[Node]) -> Iterator[list[Node]]:
-    """Ever larger surroundings of ``nodes`` among the nodes of their graph, up to everything that is connected to them."""
+    """Ever larger surroundings of ``nodes`` among the nodes of their graph, up to all that is connected to them."""
     found = dict.fromkeys(top_level(n) for n in nodes)
     graph = next(iter(found)).graph
     while True:
@@ -122,9 +122,9 @@ def neighbourhoods(nodes: Iterable[Node]) -> Iterator[list[Node]]:
 
 
 def minimize(nodes: Sequence[Node], fails: Callable[[Sequence[Node]], bool]) -> list[Node]:
-    """A small subset of ``nodes`` for which ``fails`` still holds: no single node of it can go (after at most 300 tests).
+    """A small subset of ``nodes`` for which ``fails`` still holds: no single node of it can go.
 
-    ``fails(nodes)`` must hold.
+    ``fails(nodes)`` must hold. Ends early after 300 tests.
     """
     current = list(nodes)
     pieces = 2

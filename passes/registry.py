@@ -50,22 +50,26 @@ def _class_name(name: str) -> str:
 
 
 def _builtin(name: str) -> type[Pass] | None:
+    module_name = name.replace("-", "_")
+    found = _pass_in(f"{__package__}.{module_name}", name)
+    if found is None and (full := _modules().get(module_name)) is not None:  # this loads all packages, hence second
+        found = _pass_in(full, name)
+    return found
+
+
+def _pass_in(full: str, name: str) -> type[Pass] | None:
+    """The pass ``name`` in the module ``full``; None if there is no such module, or it has no such pass."""
     from .base import Pass
 
-    module_name = name.replace("-", "_")
-    for full in (f"{__package__}.{module_name}", _modules().get(module_name)):
-        if full is None:
-            continue
-        try:
-            module = importlib.import_module(full)
-        except ModuleNotFoundError as error:
-            if error.name != full:
-                raise
-            continue
-        cls = getattr(module, _class_name(name), None)
-        if isinstance(cls, type) and issubclass(cls, Pass) and full != f"{__package__}.pipeline":
-            return cls
-    return None
+    try:
+        module = importlib.import_module(full)
+    except ModuleNotFoundError as error:
+        if error.name != full:
+            raise
+        return None
+    cls = getattr(module, _class_name(name), None)
+    is_pass = isinstance(cls, type) and issubclass(cls, Pass) and full != f"{__package__}.pipeline"
+    return cls if is_pass else None
 
 
 def find_pass(name: str) -> type[Pass]:

@@ -129,11 +129,13 @@ class Worklist:
     def _release(self, operands: Iterable[Value | None]) -> None:
         """``operands`` lost a use: producers may be dead, and patterns that needed a result private may match now."""
         for operand in operands:
-            if operand is not None and operand.producer is not None:
+            if operand is None:
+                continue
+            if operand.producer is not None:
                 self.push(operand.producer)
-                if len(operand._users) == 1:
-                    for user in operand._users:
-                        self.push(user)
+            if len(operand._users) == 1:
+                for user in operand._users:
+                    self.push(user)
 
 
 def _nested(node: Node) -> Iterator[Node]:
@@ -186,8 +188,8 @@ def _fits(old: Value, new: Value, root: Node) -> str | None:
 
 
 def _may_equal(old: Dim, new: Dim) -> bool:
-    """Whether ``new`` may be trusted to be ``old``, a dimension of a broadcast: it must not claim to be another one."""
-    return old == new or (not isinstance(new, int) and new.mentions_anonymous)
+    """Whether ``new`` may be trusted to be ``old``, a dimension of a broadcast: equal, or both of unknown size."""
+    return old == new or not (isinstance(old, int) or isinstance(new, int)) and old.is_anonymous and new.mentions_anonymous
 
 
 def _refines(old: TensorType, new: TensorType, root: Node) -> bool:

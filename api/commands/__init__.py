@@ -1,1 +1,1 @@
-"""The commands of the command line, one file each: `command` is what `planish.cli` looks for. They import when they run."""
+"""The commands, one file each: `command` is what `planish.cli` looks for. They import what they need when they run."""

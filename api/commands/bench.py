@@ -30,6 +30,8 @@ def command(model: str, other: str | None, data: str | None, target: str, as_jso
     elif isinstance(found, Comparison):
         rows = [(model, str(found.before)), (str(other), str(found.after))]
         click.echo(table(rows, "ll"))
-        click.echo(f"\nthe second is {found.speedup:.2f}x as fast (±{2 * found.uncertainty:.0%}), {found.before.runs} pairs")
+        click.echo(
+            f"\nthe second is {found.speedup:.2f}x as fast (±{2 * found.uncertainty:.0%}), {found.before.runs} pairs"
+        )
     else:
         click.echo(f"{model}  {found}, {found.runs} runs")

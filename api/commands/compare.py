@@ -15,7 +15,9 @@ __all__ = ["command"]
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
 @click.option("--data", metavar="DATA", help="Sample inputs; by default some are made up.")
-@click.option("--tolerance", type=float, help="Fail where B differs from A by more than this, relative to the output's range.")
+@click.option(
+    "--tolerance", type=float, help="Fail where B differs from A by more than this, relative to the output's range."
+)
 @click.option("--target", default="onnxruntime", show_default=True, help="What runs both.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @standard_options
@@ -31,11 +33,21 @@ def command(first: str, second: str, data: str | None, tolerance: float | None, 
     else:
         rows = [("output", "type", "largest/range", "largest", "mean", "cosine", "not finite")]
         rows += [
-            (o.name, o.type, f"{o.relative:.1e}", f"{o.absolute:.1e}", f"{o.mean:.1e}", f"{o.cosine:.6f}", str(o.non_finite))
+            (
+                o.name,
+                o.type,
+                f"{o.relative:.1e}",
+                f"{o.absolute:.1e}",
+                f"{o.mean:.1e}",
+                f"{o.cosine:.6f}",
+                str(o.non_finite),
+            )
             for o in found.outputs
         ]
         click.echo(table(rows, "llrrrrr"))
         click.echo(f"\non {found.samples} {found.source} sample{'s' if found.samples != 1 else ''}")
     if too_far:
-        click.echo(f"planish: the outputs differ by {found.largest:.1e} of their range, more than {tolerance:.1e}", err=True)
+        click.echo(
+            f"planish: the outputs differ by {found.largest:.1e} of their range, more than {tolerance:.1e}", err=True
+        )
         raise click.exceptions.Exit(1)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-import sys
-from importlib import metadata
 from typing import Any
 
 import click
@@ -19,6 +16,9 @@ __all__ = ["command"]
 @standard_options
 def command(as_json: bool) -> None:
     """Say what is installed, what is missing, and how to get it."""
+    import platform
+    import sys
+
     from planish import __version__
     from planish.report import table
 
@@ -51,6 +51,8 @@ def _cores() -> int:
 
 
 def _requirements() -> list[str]:
+    from importlib import metadata
+
     try:
         return metadata.requires("planish") or []
     except metadata.PackageNotFoundError:  # run from a source tree
@@ -58,6 +60,8 @@ def _requirements() -> list[str]:
 
 
 def _extras() -> list[str]:
+    from importlib import metadata
+
     try:
         return metadata.metadata("planish").get_all("Provides-Extra") or []
     except metadata.PackageNotFoundError:
@@ -67,6 +71,7 @@ def _extras() -> list[str]:
 def _packages(extra: str) -> dict[str, str | None]:
     """The installed versions of what planish (or one of its extras) requires; None for what is missing."""
     import re
+    from importlib import metadata
 
     found: dict[str, str | None] = {}
     for requirement in _requirements():

@@ -70,8 +70,8 @@ def _fired(found: Explanation, show_all: bool) -> str:
     for rule, times in found.fired.items():
         lines.append(f"  {rule}: {times} time{'s' if times > 1 else ''}")
         sites = [s for s in found.sites if s.rule == rule]
-        for site in sites if show_all else sites[:_SITES]:
-            lines.append(f"      at {site.nodes}" + (f"  [{site.origin}]" if site.origin else ""))
+        shown = sites if show_all else sites[:_SITES]
+        lines += [f"      at {site.nodes}" + (f"  [{site.origin}]" if site.origin else "") for site in shown]
         if len(sites) > _SITES and not show_all:
             lines.append(f"      … and {len(sites) - _SITES} more")
     return "\n".join(lines)
@@ -85,7 +85,10 @@ def _missed(misses: list[NearMiss], show_all: bool) -> str:
         far = Counter(m.rule for m in misses)
         return "No near misses" + (f" (--all shows {len(misses)} far ones, of {len(far)} rules)." if far else ".")
     shown = groups if show_all else groups[:_MISSES]
-    lines = ["Near misses, closest first:", *(f"  {miss}" + (f" ({times} times)" if times > 1 else "") for miss, times in shown)]
+    lines = [
+        "Near misses, closest first:",
+        *(f"  {miss}" + (f" ({times} times)" if times > 1 else "") for miss, times in shown),
+    ]
     if len(shown) < len(groups):
         lines.append(f"  … and {len(groups) - len(shown)} more kinds (--all)")
     return "\n".join(lines)

@@ -47,12 +47,18 @@ def _facts(p: type[Pass]) -> dict[str, Any]:
 
     from planish.passes.observers.explain import rules_of
 
-    fields = dataclasses.fields(p)  # type: ignore[arg-type]
+    fields = dataclasses.fields(p)
     options = [{"name": f.name, "type": str(f.type), "default": _default(f)} for f in fields]
     required = any(o["default"] == "required" for o in options)
     rules = [] if required else rules_of(p())
     described = [{"name": r.name, "ops": sorted(r.ops or ()), "numerics": str(r.numerics), "doc": r.doc} for r in rules]
-    return {"name": p.pass_name(), "doc": inspect.getdoc(p) or "", "numerics": str(p.numerics), "options": options, "rules": described}
+    return {
+        "name": p.pass_name(),
+        "doc": inspect.getdoc(p) or "",
+        "numerics": str(p.numerics),
+        "options": options,
+        "rules": described,
+    }
 
 
 def _default(f: dataclasses.Field[Any]) -> Any:
@@ -78,7 +84,10 @@ def _detail(facts: dict[str, Any]) -> str:
         rows = [("option", "takes", "default"), *((o["name"], o["type"], str(o["default"])) for o in facts["options"])]
         lines += ["", table(rows, "lll")]
     if facts["rules"]:
-        rules = [(r["name"], _shortened(",".join(r["ops"])), " ".join(r["doc"].split("\n\n")[0].split())) for r in facts["rules"]]
+        rules = [
+            (r["name"], _shortened(",".join(r["ops"])), " ".join(r["doc"].split("\n\n")[0].split()))
+            for r in facts["rules"]
+        ]
         lines += ["", table([("rule", "operators", ""), *rules], "lll")]
     return "\n".join(lines)
 

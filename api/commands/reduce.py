@@ -12,7 +12,9 @@ __all__ = ["command"]
 @click.command("reduce")
 @model_argument
 @pipeline_option
-@click.option("-o", "--output", "folder", default="reduced", show_default=True, metavar="DIR", help="Where the small model goes.")
+@click.option(
+    "-o", "--output", "folder", default="reduced", show_default=True, metavar="DIR", help="Where the small model goes."
+)
 @click.option("--check", metavar="MODULE.PY:FUNCTION", help="Called with a model's path: true if that one fails, too.")
 @click.option("--data", metavar="DATA", help="Sample inputs; by default some are made up.")
 @click.option("--tolerance", type=float, help="The difference to accept, relative to an output's range.")
@@ -38,7 +40,10 @@ def command(
     if found is not None:
         found.save(folder)
     if as_json:
-        echo_json({"found": found is not None} | ({} if found is None else {"folder": folder, "nodes": len(found.graph), "of": found.nodes}))
+        echo_json(
+            {"found": found is not None}
+            | ({} if found is None else {"folder": folder, "nodes": len(found.graph), "of": found.nodes})
+        )
     elif found is not None:
         click.echo(f"{folder}: a model of {len(found.graph)} of {found.nodes} nodes that fails\n\n{found.graph}")
     if found is None:

@@ -30,6 +30,7 @@ __all__ = ["RuleError", "RuleReport", "VacuousRule", "check_rule", "rules_of"]
 
 _ATTEMPTS = 40  # left sides drawn for each one that is to fire
 _SHRINKING = 150  # further ones drawn after a failure, in search of a small one that fails
+_ENDLESS = "it keeps firing"
 _LEAST = 3  # a rule must fire so often to count as tested
 
 
@@ -119,6 +120,7 @@ class _Failure:
 
     text: str
     size: tuple[int, int]
+    cheap: bool = True
 
 
 def _attempt(rule: Rule, seed: str, report: RuleReport, hints: Hints, *, small: bool = False) -> _Failure | None:
@@ -162,7 +164,7 @@ def _compare(
     report.fired += fired > 0
     if problem is None:
         return None
-    return _Failure(_message(rule, problem, left, str(graph), inputs, origin), size)
+    return _Failure(_message(rule, problem, left, str(graph), inputs, origin), size, problem != _ENDLESS)
 
 
 def _rewrite_and_compare(
@@ -173,7 +175,7 @@ def _rewrite_and_compare(
     try:
         rewrite(graph, [rule], ctx)
     except NotTerminating:
-        return 1, "it keeps firing"
+        return 1, _ENDLESS
     except Exception as error:  # a rule may raise anything but NoMatch and IllTyped only when it is wrong
         where = traceback.extract_tb(error.__traceback__)[-1]
         return 1, f"it raises {type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
@@ -230,7 +232,7 @@ def _scale(environment: Environment) -> float:
 def _smallest(rule: Rule, failure: _Failure, seed: int, hints: Hints) -> _Failure:
     """The smallest of some more failures."""
     ignored = RuleReport(rule.name)
-    for attempt in range(_SHRINKING):
+    for attempt in range(_SHRINKING if failure.cheap else 5):
         try:
             other = _attempt(rule, f"{seed}/{rule.name}/small/{attempt}", ignored, hints, small=True)
         except NoSampler:

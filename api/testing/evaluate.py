@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -62,7 +62,7 @@ def look_up(environment: Environment, value: Value | None) -> Any:
 def _run(graph: Graph, environment: Environment) -> list[Any]:
     for node in graph.nodes:
         if node.graphs:
-            results = _run_control(node, environment)
+            results = evaluate_control(node, environment)
         else:
             results = evaluate_node(node, [look_up(environment, o) for o in node.operands])
         for result, array in zip(node.results, results, strict=False):
@@ -70,7 +70,12 @@ def _run(graph: Graph, environment: Environment) -> list[Any]:
     return [look_up(environment, o) for o in graph.outputs]
 
 
-def _run_control(node: Node, environment: Environment) -> list[Any]:
+def evaluate_control(node: Node, environment: Environment) -> list[Any]:
+    """The results of an If or a Loop whose surroundings are in ``environment``, where its insides go too.
+
+    Raises:
+        EvaluationError: something in it cannot be evaluated.
+    """
     operands = [look_up(environment, o) for o in node.operands]
     if node.op == "If":
         return _run(node.attrs["then_branch" if bool(np.all(operands[0])) else "else_branch"], environment)
@@ -106,7 +111,6 @@ def evaluate_node(node: Node, operands: Sequence[Any]) -> list[Any]:
     Raises:
         EvaluationError: the operands do not fit, the result is undefined, or there is no kernel.
     """
-    _refuse_undefined(node, operands)
     if node.op in ("MaxPool", "AveragePool") and can_pool(node):
         try:
             return [pool(node, operands[0])]
@@ -117,10 +121,11 @@ def evaluate_node(node: Node, operands: Sequence[Any]) -> list[Any]:
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         try:
+            _refuse_undefined(node, operands)
             evaluator = _kernel(node.op, attrs, present, len(node.results))
             feeds = {f"i{i}": o for i, o in enumerate(operands) if o is not None}
             results = evaluator.run(None, feeds)
-        except MemoryError:
+        except (MemoryError, EvaluationError):
             raise
         except Exception as error:  # kernels raise whatever they like
             raise EvaluationError(f"{node.op}: {type(error).__name__}: {error}") from error
@@ -128,19 +133,52 @@ def evaluate_node(node: Node, operands: Sequence[Any]) -> list[Any]:
 
 
 def _refuse_undefined(node: Node, operands: Sequence[Any]) -> None:
-    """Leave out what the standard leaves to the implementation."""
-    if any(o is None for o in operands[:2]):
-        return
-    if node.op in ("Div", "Mod") and operands[1].dtype.kind in "iu" and not np.all(operands[1]):
-        raise EvaluationError("integer division by zero")
-    if node.op in ("Cast", "CastLike") and operands[0].dtype.kind == "f":
-        to = DType(node.attrs["to"]) if node.op == "Cast" else DType.from_numpy(operands[1].dtype)
-        x = operands[0].astype(np.float64)
-        low = -(2.0 ** (to.bits - 1)) if to.is_signed else 0.0
-        if to.is_integer and not np.all(np.isfinite(x) & (x >= low) & (x < 2.0 ** (to.bits - to.is_signed))):
-            raise EvaluationError("a conversion out of range")
-    if node.op == "Pow" and operands[0].dtype.kind in "iu" and np.any(operands[1] < 0):
-        raise EvaluationError("negative power of an integer")
+    """Leave out what the standard leaves to the implementation, and where onnx.reference is known to differ from it."""
+    check = _UNDEFINED.get(node.op)
+    if check is not None and all(o is not None for o in operands[:2]) and (reason := check(node, operands)):
+        raise EvaluationError(f"{node.op}: {reason}")
+
+
+def _integer_division(node: Node, operands: Sequence[Any]) -> str | None:
+    return "integer division by zero" if operands[1].dtype.kind in "iu" and not np.all(operands[1]) else None
+
+
+def _conversion(node: Node, operands: Sequence[Any]) -> str | None:
+    to = DType(node.attrs["to"]) if node.op == "Cast" else DType.from_numpy(operands[1].dtype)
+    if operands[0].dtype.kind != "f" or not to.is_integer:
+        return None
+    x = operands[0].astype(np.float64)
+    low, high = -(2.0 ** (to.bits - 1)) if to.is_signed else 0.0, 2.0 ** (to.bits - to.is_signed)
+    return None if np.all(np.isfinite(x) & (x >= low) & (x < high)) else "a conversion out of range"
+
+
+def _integer_power(node: Node, operands: Sequence[Any]) -> str | None:
+    return "a negative power" if operands[0].dtype.kind in "iu" and np.any(operands[1] < 0) else None
+
+
+def _slice_start(node: Node, operands: Sequence[Any]) -> str | None:
+    """Going backwards, a start before the first element means the first one; numpy takes nothing."""
+    if len(operands) < 5 or operands[4] is None:
+        return None
+    x, starts, axes, steps = operands[0], operands[1], operands[3], operands[4]
+    axes = range(starts.size) if axes is None else axes.ravel().tolist()
+    before = any(s < -x.shape[a] and step < 0 for s, a, step in zip(starts.ravel(), axes, steps.ravel(), strict=True))
+    return "a start before the first element" if before else None
+
+
+def _empty_reshape(node: Node, operands: Sequence[Any]) -> str | None:
+    return "the size of an empty dimension" if not operands[0].size and np.any(operands[1] == -1) else None
+
+
+_UNDEFINED: dict[str, Callable[[Node, Sequence[Any]], str | None]] = {
+    "Div": _integer_division,
+    "Mod": _integer_division,
+    "Cast": _conversion,
+    "CastLike": _conversion,
+    "Pow": _integer_power,
+    "Slice": _slice_start,
+    "Reshape": _empty_reshape,
+}
 
 
 def _key(value: Any) -> Any:

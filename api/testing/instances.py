@@ -10,8 +10,9 @@ import numpy as np
 
 from planish.ir import DType, Graph, Node, TensorType, Value, constant
 from planish.passes.pattern import COMMUTATIVE, Capture, Either, Literal, Operation, Variadic
-from planish.passes.rules import PatternRule, Rule
+from planish.passes.rules import NodeRule, PatternRule, Rule
 
+from .control import build_if, build_loop, in_branch
 from .draw import Array, Draw, Reject
 from .neighbours import Hints, hints_of, operand_value
 from .samplers import SAMPLERS, sample
@@ -44,13 +45,15 @@ def draw_instance(rule: Rule, draw: Draw, hints: Hints) -> Instance:
         NoSampler: there is no sampler for one of its operators.
     """
     sketch = Sketch(draw)
-    if isinstance(rule, PatternRule):
-        roots, interior = _PatternBuilder(rule, sketch, hints).build()
-    else:
-        draw.integers = hints.mentions("Shape", "Size") and draw.chance(0.5)
+    draw.integers = isinstance(rule, NodeRule) and hints.mentions("Shape", "Size") and draw.chance(0.5)
+
+    def build() -> list[Value]:
+        if isinstance(rule, PatternRule):
+            return _outputs(sketch, *_PatternBuilder(rule, sketch, hints).build(), hints)
         ops = sorted(rule.ops) if rule.ops else sorted(SAMPLERS)
-        roots, interior = [_NodeBuilder(sketch, hints).root(draw.pick(ops))], []
-    sketch.finish(_outputs(sketch, roots, interior, hints))
+        return _outputs(sketch, [_NodeBuilder(sketch, hints).root(draw.pick(ops))], [], hints)
+
+    sketch.finish(in_branch(sketch, build) if draw.chance(0.06) else build())
     return Instance(sketch.graph, sketch.inputs)
 
 
@@ -118,6 +121,8 @@ class _NodeBuilder:
     def build(self, op: str, given: dict[int, Value], depth: int, want: DType | None = None) -> Node:
         """A node whose operands are ``given`` or made: leaves, or results of further nodes."""
         draw, sketch = self.draw, self.sketch
+        if op in ("If", "Loop"):
+            return (build_if if op == "If" else build_loop)(sketch, self._unary)
         given = dict(given)
         if 0 not in given and depth < _MAX_DEPTH and draw.chance(0.45 if depth == 0 else 0.25):
             inner = self._inner(op, depth, want)
@@ -131,16 +136,27 @@ class _NodeBuilder:
             operands.append(given[i] if i in given else None if slot.absent else self._operand(slot, depth))
         return sketch.node(op, operands, site.attrs, site.outputs or 1)
 
+    def _unary(self, value: Value) -> Value:
+        """A value of the same dtype, computed from ``value``."""
+        dtype = DType.from_numpy(self.sketch.array(value).dtype)
+        ops = ["Neg", "Identity", "Abs", "Transpose", self.hints.pick_op(self.draw)]
+        try:
+            found = self.build(self.draw.pick(ops), {0: value}, _MAX_DEPTH, dtype).results[0]
+        except Reject:
+            found = value
+        return found if self.sketch.array(found).dtype == self.sketch.array(value).dtype else value
+
     def _inner(self, op: str, depth: int, want: DType | None) -> Value | None:
         """A value for operand 0 that some other node computes."""
         draw = self.draw
         inputs, results = formal_types(op)
+        inner = op if draw.chance(0.2) else self.hints.pick_op(draw)
+        given = formal_types(inner)[1]
         dtype = None
         if want is not None and inputs and results and inputs[0].variable == results[0].variable:
             dtype = want
-        elif inputs and draw.chance(0.8):
-            dtype = draw.dtype(inputs[0].dtypes)
-        inner = op if draw.chance(0.2) else self.hints.pick_op(draw)
+        elif inputs and given:
+            dtype = draw.dtype(inputs[0].dtypes & given[0].dtypes)
         try:
             node = self.build(inner, {}, depth + 1, dtype)
         except Reject:

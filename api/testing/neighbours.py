@@ -292,4 +292,4 @@ class _Producers:
 
 
 _ELEMENTWISE = frozenset(op for op, function in SAMPLERS.items() if function is unary and op not in ("BitwiseNot", "Not", "IsNaN"))
-_BINARY = frozenset({"Add", "Sub", "Mul", "Div", "Min", "Max", "Pow", "Sum"})
+_BINARY = frozenset({"Add", "Sub", "Mul", "Div", "Min", "Max", "Pow"})

@@ -13,8 +13,8 @@ Array = np.ndarray
 
 def can_pool(node: Node) -> bool:
     """Whether `pool` covers ``node``; the rest is left to onnx.reference."""
-    strides = node.attrs.get("strides") or (1,)
-    return len(node.results) == 1 and (not node.attrs.get("ceil_mode", 0) or set(strides) == {1})
+    rounds_up = node.attrs.get("ceil_mode", 0) and set(node.attrs.get("strides") or (1,)) != {1}
+    return len(node.results) == 1 and (not rounds_up or node.attrs.get("auto_pad", "NOTSET") != "NOTSET")
 
 
 def pool(node: Node, x: Array) -> Array:

@@ -17,6 +17,8 @@ from .draw import Draw, Reject
 __all__ = ["OPEN", "Site", "Slot", "formal_types"]
 
 Array = np.ndarray
+# operators for which a one-element operand may stand for any other
+_ONE_ELEMENT = frozenset("Add Sub Mul Div Pow Min Max Clip Where And Or Xor Equal Less Greater LessOrEqual GreaterOrEqual".split())
 
 
 @dataclass(frozen=True)
@@ -194,8 +196,9 @@ class Site:
             if slot.accept is None:
                 return array
             if slot.menu and draw.chance(0.6):
-                array = np.full(array.shape, draw.pick(slot.menu)).astype(array.dtype)
-            if attempt > 3 and draw.chance(0.5):
+                with np.errstate(all="ignore"):
+                    array = np.full(array.shape, draw.pick(slot.menu)).astype(array.dtype)
+            if attempt > 3 and draw.chance(0.5) and self.op in _ONE_ELEMENT:
                 array = array.reshape(-1)[:1].reshape(draw.pick([(), (), (1,)])) if array.size else array
             if slot.accept(array):
                 return array

@@ -7,6 +7,8 @@ with the arrays.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from planish.ir.infer import IllTyped, content_of, infer
 from planish.ir.schema import canonical_opset
 
 from .draw import Array, Draw, Reject
-from .evaluate import Environment, EvaluationError, evaluate_node
+from .evaluate import Environment, EvaluationError, evaluate_control, evaluate_node
 
 __all__ = ["Sketch", "TypeContradiction", "check_type", "dim_size"]
 
@@ -87,6 +89,7 @@ class Sketch:
 
     Attributes:
         graph: the graph.
+        body: the graph that nodes are appended to: this one, or one nested in it.
         environment: the array that each value stands for.
         inputs: the arrays of the graph's inputs, by name.
     """
@@ -98,6 +101,8 @@ class Sketch:
         self.inputs: dict[str, Array] = {}
         self.mode = draw.random.choices(("static", "symbolic", "anonymous", "unranked"), (50, 35, 10, 5))[0]
         self.leaves: list[Value] = []
+        self.hidden: set[Value] = set()  # values of nested graphs that are complete
+        self.body = self.graph
         self.perms: dict[int, tuple[int, ...]] = {}  # permutations in use, by rank
 
     # leaves
@@ -136,6 +141,24 @@ class Sketch:
 
     # nodes
 
+    @contextmanager
+    def inside(self, body: Graph) -> Iterator[None]:
+        """Append nodes to ``body``, a graph that will be nested in this one."""
+        around, self.body = self.body, body
+        try:
+            yield
+        finally:
+            self.body = around
+            inside = {r for node in body.walk() for r in node.results}  # not to be used from outside
+            inside.update(body.inputs)
+            self.hidden |= inside
+
+    def formal(self, body: Graph, array: Array, name: str) -> Value:
+        """An input of the nested graph ``body``, which holds ``array`` at first."""
+        value = body.add_input(TensorType(DType.from_numpy(array.dtype), array.shape), name)
+        self.environment[value] = array
+        return value
+
     def node(self, op: str, operands: list[Value | None], attrs: dict[str, Any] | None = None, outputs: int = 1) -> Node:
         """Append a node; evaluates and types it.
 
@@ -145,7 +168,10 @@ class Sketch:
         """
         made = Node(op, operands, dict(attrs or {}), outputs)
         try:
-            arrays = evaluate_node(made, [None if o is None else self.environment[o] for o in operands])
+            if made.graphs:
+                arrays = evaluate_control(made, self.environment)
+            else:
+                arrays = evaluate_node(made, [None if o is None else self.environment[o] for o in operands])
         except EvaluationError as error:
             raise Reject(str(error)) from error
         for result, array in zip(made.results, arrays, strict=True):
@@ -162,7 +188,7 @@ class Sketch:
             except TypeContradiction as error:
                 types = ", ".join("-" if o is None else str(o.type) for o in operands)
                 raise TypeContradiction(f"{op}({types}) {made.attrs}: {error}") from None
-        edit.insert(made, self.graph.ret)
+        edit.insert(made, self.body.ret)
         return made
 
     def array(self, value: Value) -> Array:
@@ -174,7 +200,7 @@ class Sketch:
 
     def from_shapes(self, array: Array) -> Value | None:
         """``array`` (small integers) computed from shapes of values that are there; None if nothing fits."""
-        sources = [v for v in self.environment if v.const is None and self.array(v).ndim]
+        sources = [v for v in self.environment if v.const is None and v not in self.hidden and self.array(v).ndim]
         if array.ndim > 1 or array.dtype != np.int64 or not sources:
             return None
         source = self.draw.pick(sources)

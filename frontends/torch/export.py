@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["from_exported", "from_torch", "quiet", "require_torch"]
 
 _LOGGERS = ("torch.onnx", "torch.export", "torch._export", "torch.fx")
+_SAME_NAME = r"# The axis name: (.*) will not be used, since it shares .* with another axis: \1\.$"
 _SYMBOL = re.compile(r"\bs\d+\b")  # how torch calls a size that nobody named
 
 
@@ -123,6 +124,7 @@ def quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             for category in (DeprecationWarning, FutureWarning):
                 warnings.simplefilter("ignore", category)
+            warnings.filterwarnings("ignore", _SAME_NAME)
             yield
     finally:
         for logger, level in loggers:

@@ -6,7 +6,7 @@ operands are inference's matter.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import onnx
@@ -63,7 +63,7 @@ class Signature:
                 raise ModelError(f"attribute {name!r} is missing")
 
 
-@cache
+@lru_cache(4096)
 def signature(op: str, domain: str, version: int) -> Signature | None:
     """The signature of operator ``op`` of ``domain`` in ``version``, or None if onnx does not define it."""
     try:

@@ -588,7 +588,7 @@ def _opsets(imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
         domain, version = text(entry.domain), entry.version
         if domain == "ai.onnx":
             domain = ""
-        if version < 1:
+        if not 1 <= version < 1 << 31:
             raise ModelError(f"opset {version} of domain {shown(domain or 'ai.onnx')}")
         if found.setdefault(domain, version) != version:
             raise ModelError(f"two opsets of domain {shown(domain or 'ai.onnx')}: {found[domain]} and {version}")

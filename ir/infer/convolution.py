@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..dims import Dim, dim_floordiv, fresh
+from ..dims import Dim, dim_floordiv, dim_min, fresh
 from ..graph import Node
 from ..types import DType, TensorType, Type
 from .common import (
@@ -91,13 +91,13 @@ def _kernel(node: Node, count: int, default: Shape | None) -> Shape:
     """The window's size in each of the ``count`` spatial dimensions."""
     stated = node.attrs.get("kernel_shape")
     if stated is None and default is not None:
-        return default
-    kernel = attr_ints(node, "kernel_shape", count, 0)
-    if any(k <= 0 for k in kernel):
-        raise IllTyped(f"{node.op}: kernel_shape {list(kernel)}")
-    if default is not None:
-        for a, b in zip(kernel, default, strict=True):
+        kernel = default
+    else:
+        kernel = attr_ints(node, "kernel_shape", count, 0)
+        for a, b in zip(kernel, default or (), strict=False):
             same_dim(node, a, b)
+    if any(type(k) is int and k <= 0 for k in kernel):
+        raise IllTyped(f"{node.op}: a kernel of {list(kernel)}")
     return kernel
 
 
@@ -109,35 +109,45 @@ def _positive_ints(node: Node, name: str, count: int) -> tuple[int, ...]:
 
 
 def _windows(node: Node, spatial: Shape, weight: Shape | None) -> Shape:
-    """The number of windows along each spatial dimension, for convolutions and pooling."""
+    """The number of windows along each spatial dimension, for convolutions and (without ``weight``) pooling."""
     count = len(spatial)
     kernel = _kernel(node, count, weight)
-    attrs = node.attrs
     strides = _positive_ints(node, "strides", count)
     dilations = _positive_ints(node, "dilations", count)
-    padding = attrs.get("auto_pad", "NOTSET")
+    padding = node.attrs.get("auto_pad", "NOTSET")
     if padding in ("SAME_UPPER", "SAME_LOWER"):
+        if weight is None and any(d > 1 for d in dilations):
+            return fresh_dims(count)  # runtimes leave the dilation out of account
         return tuple([ceil_div(d, s) for d, s in zip(spatial, strides, strict=True)])
     pads = attr_ints(node, "pads", 2 * count, 0) if padding == "NOTSET" else (0,) * (2 * count)
-    ceil = bool(attr_int(node, "ceil_mode", 0))
+    ceil = bool(attr_int(node, "ceil_mode", 0)) and weight is None
     dims: list[Dim] = []
     for i, d in enumerate(spatial):
         window = (kernel[i] - 1) * dilations[i] + 1
-        dims.append(_window_count(node, d, window, strides[i], pads[i], pads[i + count], ceil=ceil))
+        room = d + (pads[i] + pads[i + count]) - window
+        if type(room) is not int:
+            dims.append(fresh() if ceil and strides[i] > 1 else dim_floordiv(room, strides[i]) + 1)
+            continue
+        if room < 0 and weight is not None and d != 0:
+            raise IllTyped(f"{node.op}: a window of {window} in {d} elements padded to {room + window}")
+        dims.append(_window_count(node, room, strides[i], ceil_at=d + pads[i] if ceil else None))
     return tuple(dims)
 
 
-def _window_count(node: Node, size: Dim, window: Dim, stride: int, before: int, after: int, *, ceil: bool) -> Dim:
-    room = size + (before + after) - window
-    if type(room) is not int:
-        return fresh() if ceil and stride > 1 else dim_floordiv(room, stride) + 1
-    count = (-(-room // stride) if ceil else room // stride) + 1
-    if count <= 0 or (room < 0 and not ceil):
-        if size == 0:
-            return fresh()
-        raise IllTyped(f"{node.op}: a window of {window} in {size} elements padded by {before} and {after}")
-    # the last window must start inside the input or the padding before it
-    return count - 1 if ceil and (count - 1) * stride >= size + before else count  # type: ignore[operator]
+def _window_count(node: Node, room: int, stride: int, *, ceil_at: Dim | None) -> int:
+    """The number of windows that begin in the first ``room`` elements.
+
+    ``ceil_at`` asks for rounding up, where the last window must begin before that element.
+    """
+    if ceil_at is not None:
+        count = -(-room // stride) + 1
+        if count > 0 and (count - 1) * stride >= ceil_at:  # type: ignore[operator]
+            count -= 1
+    else:  # where the window does not fit, runtimes round towards zero
+        count = (room // stride if room >= 0 else -(-room // stride)) + 1
+    if count < 0:
+        raise IllTyped(f"{node.op}: {count} windows")
+    return count
 
 
 @typing("ConvTranspose")
@@ -169,7 +179,8 @@ def _transposed(node: Node, spatial: Shape, weight: Shape) -> Shape:
     extra = attr_ints(node, "output_padding", count, 0)
     padding = node.attrs.get("auto_pad", "NOTSET")
     if padding in ("SAME_UPPER", "SAME_LOWER"):
-        return tuple([d * s for d, s in zip(spatial, strides, strict=True)])
+        spare = [(k - 1) * d + 1 + e - s for k, d, e, s in zip(kernel, dilations, extra, strides, strict=True)]
+        return tuple([d * s + dim_min(w, 0) for d, s, w in zip(spatial, strides, spare, strict=True)])
     pads = attr_ints(node, "pads", 2 * count, 0) if padding == "NOTSET" else (0,) * (2 * count)
     dims: list[Dim] = []
     for i, d in enumerate(spatial):

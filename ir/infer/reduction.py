@@ -16,7 +16,6 @@ from .common import (
     check_dtype,
     dtypes,
     fresh_dims,
-    normal_axes,
     normal_axis,
     operand,
     operand_type,
@@ -56,7 +55,7 @@ def _reduce(node: Node) -> Type:
     if axes is None:
         return with_shape(x, _unknown_axes(node, shape, keep=keep))
     rank = len(shape)
-    gone = normal_axes(node, axes, rank) if axes else range(rank)
+    gone = {normal_axis(node, axis, rank) for axis in axes} if axes else range(rank)  # runtimes take one named twice
     if keep:
         return with_shape(x, tuple([1 if i in gone else d for i, d in enumerate(shape)]))
     return with_shape(x, tuple([d for i, d in enumerate(shape) if i not in gone]))
@@ -65,12 +64,8 @@ def _reduce(node: Node) -> Type:
 def _unknown_axes(node: Node, shape: Shape, *, keep: bool) -> Shape | None:
     if keep:
         return fresh_dims(len(shape))
-    count = vector_length(operand(node, 1))
-    if not count:  # an empty list means all axes, or none
-        return None
-    if count > len(shape):
-        raise IllTyped(f"{node.op}: {count} axes of a tensor of rank {len(shape)}")
-    return fresh_dims(len(shape) - count)
+    # no axes mean all or none, and several may name one twice
+    return fresh_dims(len(shape) - 1) if shape and vector_length(operand(node, 1)) == 1 else None
 
 
 @typing("ArgMax", "ArgMin")

@@ -26,6 +26,7 @@ from .common import (
 from .engine import Content, IllTyped, content_of, typing
 
 _HUGE = (1 << 31) - 1  # ends of slices from here on mean "to the end"
+_MAXIMA = (_HUGE, (1 << 63) - 1)  # as ends of backward slices, these mean different things to different runtimes
 
 # Reshape
 
@@ -114,7 +115,7 @@ def _remaining(shape: Shape, others: list[Dim]) -> Dim:
     rest: list[Dim] = []
     for d in others:
         if d == 0:
-            return fresh()  # nothing follows from no elements
+            raise IllTyped(f"Reshape: {list(shape)} to {others} and -1")
         if d in left:
             left.remove(d)
         elif d != 1:
@@ -142,26 +143,29 @@ def _flatten(node: Node) -> Type:
 @typing("Squeeze")
 def _squeeze(node: Node) -> Type:
     data = operand_type(node, 0)
-    if len(node.operands) < 2 or node.operands[1] is None:
-        if data.shape is None or not data.is_static:
-            return TensorType(data.dtype, None)
-        return with_shape(data, tuple([d for d in data.shape if d != 1]))
-    axes = axes_operand(node, 1)
-    if data.shape is None:
+    shape = data.shape
+    if shape is None:
         return data
-    if axes is None:
-        count = vector_length(operand(node, 1))
-        if count is None:
-            return TensorType(data.dtype, None)
-        if count > len(data.shape):
-            raise IllTyped(f"Squeeze: {count} axes of a tensor of rank {len(data.shape)}")
-        return with_shape(data, fresh_dims(len(data.shape) - count) if count else data.shape)
-    gone = normal_axes(node, axes, len(data.shape))
+    if len(node.operands) < 2 or node.operands[1] is None:
+        return with_shape(data, tuple([d for d in shape if d != 1]) if data.is_static else None)
+    axes = axes_operand(node, 1)
+    if not axes:
+        return with_shape(data, _unknown_squeeze(node, shape))
+    gone = normal_axes(node, axes, len(shape))
     for axis in gone:
-        d = data.shape[axis]
+        d = shape[axis]
         if type(d) is int and d != 1:
-            raise IllTyped(f"Squeeze: dimension {axis} of {list(data.shape)} is not 1")
-    return with_shape(data, tuple([d for i, d in enumerate(data.shape) if i not in gone]))
+            raise IllTyped(f"Squeeze: dimension {axis} of {list(shape)} is not 1")
+    return with_shape(data, tuple([d for i, d in enumerate(shape) if i not in gone]))
+
+
+def _unknown_squeeze(node: Node, shape: Shape) -> Shape | None:
+    count = vector_length(operand(node, 1))
+    if not count:  # some runtimes take an empty list for all axes
+        return shape if count == 0 and all(type(d) is int and d != 1 for d in shape) else None
+    if count > len(shape):
+        raise IllTyped(f"Squeeze: {count} axes of a tensor of rank {len(shape)}")
+    return fresh_dims(len(shape) - count)
 
 
 @typing("Unsqueeze")
@@ -294,7 +298,7 @@ def split_sizes(node: Node, total: Dim, count: int) -> tuple[Dim, ...]:
         piece = ceil_div(total, count)
         last = total - piece * (count - 1)
         if type(last) is int and last < 0:  # more pieces than elements
-            return fresh_dims(count)
+            last = fresh()
         return (piece,) * (count - 1) + (last,)
     known = content_of(sizes)
     if known is None:
@@ -349,10 +353,10 @@ def _slice(node: Node) -> Type:
 
 def slice_size(size: Dim, start: Dim, end: Dim, step: Dim) -> Dim:
     """The number of elements that a slice takes from a dimension of ``size``."""
-    if type(size) is int and type(start) is int and type(end) is int and type(step) is int:
-        return _static_slice(size, start, end, step)
-    if type(step) is not int:
+    if type(step) is not int or (step < 0 and end in _MAXIMA):
         return fresh()
+    if type(size) is int and type(start) is int and type(end) is int:
+        return _static_slice(size, start, end, step)
     if step < 0:
         if type(start) is int and start >= _HUGE or start == -1:
             if type(end) is int and end <= -_HUGE:

@@ -1,4 +1,4 @@
-"""Observers: one per file, each a subclass of `planish.passes.Observer`. A pipeline asks them in the order of the context."""
+"""Observers: one per file, each a subclass of `planish.passes.Observer`, asked in the order of the context."""
 
 from .dump_ir import DumpIR
 from .explain import Explain

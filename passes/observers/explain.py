@@ -57,15 +57,16 @@ class NearMiss:
 
     def __str__(self) -> str:
         origin = str(self.anchor.origin)
-        matched = f"{self.reached} of {self.size} nodes match" if self.reached <= self.size else "the whole pattern matches"
+        matched = (
+            f"{self.reached} of {self.size} nodes match" if self.reached <= self.size else "the whole pattern matches"
+        )
         facts = ([matched] if self.size > 1 else []) + ([f"ended at {self.end_text}"] if self.end_text else [])
         text = f"{self.rule} at {self.anchor_text}: {self.reason}" + (f" ({', '.join(facts)})" if facts else "")
         return text + (f" [{origin}]" if origin else "")
 
     @property
     def is_close(self) -> bool:
-        """Whether only a condition was missing, or at least half of a pattern of some size was there: the rest is noise for
-        most readers."""
+        """Whether only a condition was missing, or half of a large pattern was there: the rest is mostly noise."""
         return self.reached > self.size or (self.size > 2 and 2 * self.reached >= self.size)
 
 

@@ -35,8 +35,10 @@ def largest_difference(actual: Sequence[Arrays], expected: Sequence[Arrays]) -> 
 
 
 def noise_floor(graph: Graph) -> float:
-    """How far the results of ``graph`` may move, relative to their range, only by the order in which its least precise
-    floating-point type (or its quantizers) round."""
+    """How far results may move, relative to their range, by how the least precise type (or quantizer) rounds.
+
+    0 for graphs that are no less precise than single precision: declared numerics are made for these.
+    """
     floor = 0.0
     for node in graph.walk():
         if node.op_type in _QUANTIZERS:
@@ -50,8 +52,9 @@ def noise_floor(graph: Graph) -> float:
 
 
 class Verify(Observer):
-    """Raises `Failure` when a pass leaves the graph malformed, or changes its outputs beyond what the pass and the rules
-    that fired declare.
+    """Raises `Failure` when a pass leaves the graph malformed, or changes its outputs beyond what is declared.
+
+    What is declared are the numerics of the pass and of the rules that fired in it.
 
     Args:
         samples: inputs by name; without any, only the structure is verified.

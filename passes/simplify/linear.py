@@ -111,6 +111,15 @@ def scale_into_matmul(x, w, c, match):  # type: ignore[no-untyped-def]
     return op.MatMul(x, op.Mul(w, _columns(c, match.root.results[0], w)))
 
 
+@rule(lambda x, w=const, b=const, c=const: (x @ w + b) * c, numerics=_ROUNDING)
+def scale_into_linear(x, w, b, c, match):  # type: ignore[no-untyped-def]
+    """A factor per column of a linear layer goes into its weight and bias."""
+    require(w.rank == 2 and x.dtype.is_floating, "the weight is no matrix")
+    require(b.rank is not None and b.const.shape[-1:] in ((w.const.shape[1],), (1,), ()), "the bias has other columns")
+    factor = _columns(c, match.root.results[0], w)
+    return op.Add(op.MatMul(x, op.Mul(w, factor)), op.Mul(b, factor))
+
+
 @rule(
     lambda x, epsilon, momentum, w=const, gamma=const, beta=const, mean=const, var=const: op.BatchNormalization(
         x @ w, gamma, beta, mean, var, epsilon=epsilon, momentum=momentum

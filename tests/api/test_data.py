@@ -13,7 +13,9 @@ GOOD = {"x": np.ones((2, 8), np.float32)}
 def test_files_folders_functions_and_mappings(tiny, tmp_path):
     for i in range(3):
         np.savez(tmp_path / f"{i}.npz", x=np.full((2, 8), i, np.float32))
-    (tmp_path / "data.py").write_text("import numpy as np\ndef samples():\n    return ({'x': np.ones((n, 8), 'f')} for n in (1, 2))\n")
+    (tmp_path / "data.py").write_text(
+        "import numpy as np\ndef samples():\n    return ({'x': np.ones((n, 8), 'f')} for n in (1, 2))\n"
+    )
     graph = tiny.mlp()
     assert [s["x"][0, 0] for s in read_samples(str(tmp_path), graph)] == [0, 1, 2]
     assert len(read_samples(tmp_path, graph, 2)) == 2

@@ -98,14 +98,20 @@ def test_nothing_is_said_to_be_nothing(tiny):
 
 
 def test_near_misses_are_told_when_nothing_fires(tiny):
-    graph = tiny.graph(lambda a, b: op.MatMul(a, b) + tiny.weights(5), ("a", tensor_type(DType.FLOAT, 2, 3, 4)), ("b", tensor_type(DType.FLOAT, 4, 5)))
+    graph = tiny.graph(
+        lambda a, b: op.MatMul(a, b) + tiny.weights(5),
+        ("a", tensor_type(DType.FLOAT, 2, 3, 4)),
+        ("b", tensor_type(DType.FLOAT, 4, 5)),
+    )
     report = optimize(graph, "simplify", measure=False).report
     assert any("Gemm takes matrices" in miss for miss in report.near_misses)
     assert "The nearest misses" in str(report)
 
 
 def test_expectations_count_operators_and_rules(tiny):
-    report = optimize(tiny.mlp(), "simplify", measure=False, expect=["matmul>=1", "Relu==1", "relu-of-relu>0", "Conv<1"]).report
+    report = optimize(
+        tiny.mlp(), "simplify", measure=False, expect=["matmul>=1", "Relu==1", "relu-of-relu>0", "Conv<1"]
+    ).report
     assert report.ok
     assert [e.holds for e in report.expectations] == [True] * 4
     failed = optimize(tiny.mlp(), "simplify", measure=False, expect=["Attention>=1"]).report

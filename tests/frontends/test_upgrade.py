@@ -362,7 +362,6 @@ def test_old_but_never_revised() -> None:
 @pytest.mark.parametrize(
     ("opset", "nodes", "reason"),
     [
-        (9, "y = Upsample<mode = \"nearest\">(, z)", "operand 0 is missing"),
         (6, "y = Add<broadcast = 1, axis = 1>(x, z)", "needs the rank"),
         (11, "y = Resize<coordinate_transformation_mode = \"tf_half_pixel_for_nn\", nearest_mode = \"ceil\">(x, z, z)", "tf_half_pixel"),
         (18, "y = GroupNormalization<num_groups = 0>(x, z, z)", "not what its definition asks for"),

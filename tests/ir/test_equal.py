@@ -25,7 +25,7 @@ def test_equal_to_itself_and_to_a_copy():
 
 
 def test_names_inside_do_not_count():
-    other = BASE.replace("a =", "q =").replace("(a)", "(q)").replace(" w", " weight").replace("u", "v")
+    other = BASE.replace(" a =", " q =").replace("(a)", "(q)").replace(" w", " weight").replace("(u)", "(v)").replace(" u ", " v ")
     assert difference(parse(BASE), parse(other)) is None
 
 
@@ -39,21 +39,18 @@ def test_names_inside_do_not_count():
         (("alpha = 0.5", "alpha = 0.25"), "attribute 'alpha'"),
         (("<alpha = 0.5>", ""), "attributes alpha"),
         (("Neg (a)", "Neg (b)"), "attribute 'then_branch': node 0, u = Neg (a) and u = Neg (b): operand 0: %a and %b"),
-        (("u = Abs (a)", "v = Abs (a) u = Abs (v)"), "attribute 'else_branch': node 0"),
-        (("(float[N,4] y)", "(float[N,4] z)"), "output 0 is called 'y' and 'z'"),
+        (("u = Abs (a)", "v = Abs (a) u = Abs (v)"), "attribute 'else_branch': 1 and 2 nodes"),
+        (("float[N,4] y", "float[N,4] z"), "output 0 is called 'y' and 'z'"),
         (("float[N,4] x", "float[M,4] x"), "input 'x' is float[N,4] and float[M,4]"),
         (("bool c)", "bool c, float q)"), "2 and 3 inputs"),
         (("  y = Sub (d, e)", "  y = Sub (d, e) z = Neg (y)"), "5 and 6 nodes"),
-        (("g (", '<opset_import: ["": 17]> g ('), "operator sets: ai.onnx"),
+        (("g (float", '<opset_import: ["": 17]> g (float'), "operator sets: ai.onnx"),
         (("{1, 2, 3, 4}", "{1, 2, 3, 4}, float[4] w2 = {1, 2, 3, 4}"), None),
     ],
 )  # fmt: skip
 def test_differences(change, message):
-    first, other = parse(BASE), parse(BASE.replace("y = Sub", "z = Sub") if change[1].endswith(" z)") else BASE)
-    if change[0] == "(float[N,4] y)":
-        other.output_info[0].name = "z"
-    else:
-        other = parse(BASE.replace(*change))
+    first, text = parse(BASE), BASE.replace(*change)
+    other = parse(text.replace("y = Sub", "z = Sub") if change[1].endswith("] z") else text)
     found = difference(first, other)
     if message is None:
         assert found is None

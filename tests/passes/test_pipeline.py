@@ -49,7 +49,9 @@ def ops_of(graph):
     return [n.op for n in graph.nodes]
 
 
-@pytest.mark.parametrize("text", ["simplify", "simplify,fixpoint(simplify)", "fixpoint(simplify,fold-constants),simplify"])
+@pytest.mark.parametrize(
+    "text", ["simplify", "simplify,fixpoint(simplify)", "fixpoint(simplify,fold-constants),simplify"]
+)
 def test_text_and_objects_are_the_same(text):
     pipeline = Pipeline.parse(text)
     assert str(pipeline) == text

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import onnx
 
     from planish.backends.base import Backend
+    from planish.backends.legalize import Support
     from planish.ir import Node
 
     Model = str | Path | Graph | onnx.ModelProto | Any
@@ -122,8 +123,10 @@ class _AnyRuntime:
         revision = revision_at(op, opset)
         return 0 if revision is None else revision.since
 
-    def runs(self, node: Node, since: int, opset: int) -> bool:
-        return True
+    def support(self, node: Node, since: int, opset: int) -> Support:
+        from planish.backends.legalize import Support
+
+        return Support.FULL
 
 
 def save_for(graph: Graph, path: str | Path, engine: Backend | None) -> None:

@@ -28,6 +28,7 @@ class Summary:
         ops: how often each operator occurs, most frequent first.
         size: nodes, parameters, bytes and FLOPs.
         sizes: what the symbolic dimensions are for that count of FLOPs; 1 where missing.
+        is_symbolic: whether an input has a symbolic dimension.
         producer: what wrote the model, or "".
     """
 
@@ -37,6 +38,7 @@ class Summary:
     ops: dict[str, int]
     size: Size
     sizes: dict[str, int]
+    is_symbolic: bool
     producer: str
 
 
@@ -59,6 +61,7 @@ def inspect(model: Model, data: Data | None = None) -> Summary:
         dict(Counter(node.op for node in graph.walk()).most_common()),
         size_of(graph, sizes),
         sizes,
+        any(not isinstance(d, int) for v in graph.inputs for d in v.shape or ()),
         producer,
     )
 

@@ -130,7 +130,7 @@ class Backend(ABC):
             PlanishError: it cannot be done; `LoweringError` lists the nodes at fault.
         """
 
-    def load(self, path: str | os.PathLike[str], **options: Any) -> Executable:  # noqa: ARG002
+    def load(self, path: str | os.PathLike[str], **options: Any) -> Executable:
         """What `Executable.save` wrote."""
         raise PlanishError(f"cannot load {os.fspath(path)}: what {self.name} compiles cannot be saved")
 

@@ -20,7 +20,7 @@ class _Prepared(BackendRep):
     def __init__(self, executable: Executable):
         self.executable = executable
 
-    def run(self, inputs: Any, **kwargs: Any) -> tuple[Any, ...]:  # noqa: ARG002
+    def run(self, inputs: Any, **kwargs: Any) -> tuple[Any, ...]:
         """The outputs for ``inputs``: a list, or the only one."""
         return tuple(self.executable(*(inputs if isinstance(inputs, list | tuple) else [inputs])))
 
@@ -45,7 +45,7 @@ def make_onnx_backend(
         """One of planish's backends behind ONNX's interface."""
 
         @classmethod
-        def prepare(cls, model: ModelProto, device: str = "CPU", **kwargs: Any) -> _Prepared:  # noqa: ARG003
+        def prepare(cls, model: ModelProto, device: str = "CPU", **kwargs: Any) -> _Prepared:
             """Import ``model`` and compile it."""
             graph = from_proto(model, upgrade=upgrade)
             changed = simplify(graph) if simplify is not None else None

@@ -8,7 +8,8 @@ standard, if there is one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from enum import IntEnum
 from functools import cache
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
@@ -17,13 +18,21 @@ from ..ir.edit import set_attr
 from ..ir.graph import Graph, Node, Value
 from ..ir.opsets import OLDEST, is_compatible
 from ..ir.schema import canonical_opset, default_attribute
-from ..ir.types import OptionalType, SequenceType, TensorType, Type
+from ..ir.types import DType, OptionalType, SequenceType, TensorType, Type
 from .base import LoweringError, Problem
 from .functions import decompose
 
-__all__ = ["Revision", "Stamp", "Target", "legalize", "oldest_opset", "revision_at"]
+__all__ = ["Revision", "Stamp", "Support", "Target", "legalize", "oldest_opset", "revision_at"]
 
 MAX_DEPTH = 8  # of functions within functions
+
+
+class Support(IntEnum):
+    """How well a runtime implements a node."""
+
+    NONE = 0
+    PERHAPS = 1  # it has an implementation, though for other types
+    FULL = 2
 
 
 class Target(Protocol):
@@ -45,8 +54,8 @@ class Target(Protocol):
         """The version of its definition of a standard operator in models of version ``opset``; 0 if it has none."""
         ...
 
-    def runs(self, node: Node, since: int, opset: int) -> bool:
-        """Whether it implements that definition of the operator of ``node`` (both 0: of another operator set)."""
+    def support(self, node: Node, since: int, opset: int) -> Support:
+        """How it implements that definition of the operator of ``node`` (both 0: of another operator set)."""
         ...
 
 
@@ -219,13 +228,12 @@ def legalize(graph: Graph, target: Target) -> Stamp:
         LoweringError: with every node for which there is no way.
     """
     imported = int(graph.info.get("imported_opset") or graph.opsets.get("") or target.opset)
-    wished = max(OLDEST, min(imported, target.opset))
-    task = _Legalization(target, wished)
+    task = _Legalization(target, max(OLDEST, min(imported, target.opset)))
     for nested in list(graph.walk_graphs()):
-        for node in list(nested.nodes):
-            task.reach(node)
+        if nested.root is graph:  # not that of a node which its function body has replaced
+            for node in list(nested.nodes):
+                task.reach(node)
     opset = task.choose()
-    task.problems.extend(Problem(n, "not implemented") for n in task.not_run(task.oldest, opset))
     if task.problems:
         raise LoweringError(target.name, task.problems)
     for node in task.oldest:
@@ -251,14 +259,13 @@ class _Legalization:
 
     def reach(self, node: Node, depth: int = 0) -> None:
         """Note down the oldest version for ``node``, or for the nodes of the function body that takes its place."""
-        target = self.target
         version = 0
         if "." not in node.op:
             version = oldest_opset(node, self.wished)
             if self.runs_from(node, version):
                 self.oldest[node] = version
                 return
-        elif target.runs(node, 0, 0):
+        elif self.target.support(node, 0, 0):
             return
         body = decompose(node, self.bodies) if depth < MAX_DEPTH else None
         if body is None:
@@ -278,33 +285,50 @@ class _Legalization:
 
     def runs_from(self, node: Node, version: int) -> bool:
         """Whether ``node`` runs in some version of the operator set, ``version`` or another that will do."""
-        if any(self.runs(node, version, v) for v in range(version, self.target.opset + 1)):
+        if any(self.support(node, version, v) for v in range(version, self.target.opset + 1)):
             return True
         if version > self.wished:
             return False
         version = oldest_opset(node)
-        return any(self.runs(node, version, v) for v in range(version, self.wished))
+        return any(self.support(node, version, v) for v in range(version, self.wished))
 
-    def runs(self, node: Node, oldest: int, opset: int) -> bool:
-        """Whether ``node``, which means the same from version ``oldest`` on, runs in a model of version ``opset``."""
+    def support(self, node: Node, oldest: int, opset: int) -> Support:
+        """How ``node``, which means the same from version ``oldest`` on, runs in a model of version ``opset``."""
         since = self.target.since(node.op, opset)
         least = revision_at(node.op, oldest)
-        return least is not None and since >= least.since and self.target.runs(node, since, opset)
-
-    def not_run(self, oldest: Mapping[Node, int], opset: int) -> list[Node]:
-        """The nodes that do not run in a model of version ``opset``."""
-        return [n for n, version in oldest.items() if version > opset or not self.runs(n, version, opset)]
+        if opset < oldest or least is None or since < least.since:
+            return Support.NONE
+        return self.target.support(node, since, opset)
 
     def choose(self) -> int:
-        """The version to state: one in which all nodes run, as near to the wished one as possible, preferably newer."""
-        lowest = max([self.wished, *self.oldest.values()])
-        for versions in (range(lowest, self.target.opset + 1), range(self.wished - 1, OLDEST - 1, -1)):
-            kinds = {(n.op, version): (n, version) for n, version in self.oldest.items()}
-            for version in versions:
-                if not self.not_run(dict(kinds.values()), version):
-                    return version
+        """The version to state: where most nodes run, and then as near to the wished one as possible, or newer."""
+        versions = range(max([self.wished, *self.oldest.values()]), self.target.opset + 1)
+        best = self.best(versions)
+        if best is None or best[:2] != (0, 0):  # the wished version and newer ones do not suit all nodes: older ones may
             self.oldest = {n: oldest_opset(n) for n in self.oldest}
-        return lowest
+            best = self.best(range(max([OLDEST, *self.oldest.values()]), self.target.opset + 1))
+        if best is None:
+            return self.target.opset
+        opset = best[-1]
+        lacking = [n for n, oldest in self.oldest.items() if not self.support(n, oldest, opset)]
+        reason = f"not implemented in opset {opset}, which other nodes need"
+        self.problems.extend(Problem(n, reason) for n in lacking)
+        return opset
+
+    def best(self, versions: Iterable[int]) -> tuple[int, int, bool, int, int] | None:
+        """The best of ``versions``, last in a tuple: its numbers of nodes without and with doubtful support come first."""
+        kinds = {(n.op, oldest, _dtypes(n)): (n, oldest) for n, oldest in self.oldest.items()}.values()
+
+        def rating(version: int) -> tuple[int, int, bool, int, int]:
+            found = [self.support(n, oldest, version) for n, oldest in kinds]
+            older = version < self.wished
+            return found.count(Support.NONE), found.count(Support.PERHAPS), older, abs(version - self.wished), version
+
+        return min(map(rating, versions), default=None)
+
+
+def _dtypes(node: Node) -> tuple[DType | None, ...]:
+    return tuple([None if v is None else v.dtype for v in (*node.operands, *node.results)])
 
 
 def _drop_defaults(node: Node, since: int) -> None:

@@ -2,8 +2,9 @@
 
 Small models are one file. Otherwise the weights go to ``<name>.data``, aligned for mapping; ranges of other files are
 copied by the kernel, computed tensors are computed two at a time, and a few dozen megabytes are all that is ever held.
-All files are written under temporary names, flushed to disk, and renamed together; the model comes last, and an earlier
-one is out of the way before its weights are exchanged, so that nobody ever reads a model with the weights of another.
+All files are written under temporary names and renamed together; the model comes last, and an earlier one is out of the
+way before its weights are exchanged, so that nobody ever reads a model with the weights of another. When the bytes reach
+the disk is left to the system.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -21,9 +21,10 @@ from typing import Literal
 from google.protobuf.message import EncodeError
 
 from ..ir.convert.proto import to_proto
+from ..ir.edit import Transaction, insert, replace
 from ..ir.errors import PlanishError
-from ..ir.graph import Graph
-from ..ir.tensor import DataFile, FileTensor, Tensor, TensorError
+from ..ir.graph import Graph, Node, Value
+from ..ir.tensor import DataFile, FileTensor, LazyTensor, Tensor, TensorError
 from ..ir.types import DType
 
 __all__ = ["save"]
@@ -35,7 +36,7 @@ _LINE = 64
 _MAX_MODEL = (1 << 31) - 1  # bytes, of protobuf
 _COPY = 32 << 20  # bytes per system call when copying
 _BUDGET = 64 << 20  # bytes of tensors being computed at a time, unless one alone is larger
-_FLUSH = 32 << 20  # bytes: larger files are flushed to disk while they are being written
+_UNFOLD = 1 << 20  # bytes: larger computed tensors are left to whoever loads the model, if weights are not copied
 
 _NOT_IN_KERNEL = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
 
@@ -63,17 +64,20 @@ def save(
             share blocks); ``"reference"`` them where they are, which must be below the folder of ``path``; or
             ``"link"`` their files beside the model, if most of their content is in use and the file system can: ONNX
             Runtime reads those, but onnx itself refuses files with several links, the original too while there are
-            two. Tensors that are new are written in any case.
+            two. Tensors that are new are written in any case; large ones that the graph computes from constants are left
+            to the runtime: their nodes are in the file instead.
 
     Raises:
         PlanishError: it cannot be written. Nothing is left behind then, and earlier files are as they were.
     """
     path = Path(path)
     try:
-        with _Files(path) as files:
+        with _Files(path) as files, Transaction(graph) as unfolded:
+            if weights != "copy":
+                _unfold(graph)
             plan = _Plan(graph, files, external, weights)
-            model = to_proto(graph, opset=opset, ir_version=ir_version, external=plan)
-            data = model.SerializeToString(deterministic=True)
+            data = to_proto(graph, opset=opset, ir_version=ir_version, external=plan).SerializeToString(deterministic=True)
+            unfolded.rollback()
             if plan.jobs:
                 _write_data(files.create(plan.data_name), plan.jobs, plan.size)
             with open(files.create(path.name), "wb", closefd=False) as file:
@@ -85,6 +89,22 @@ def save(
         raise PlanishError(f"{path}: {error}") from error
     except OSError as error:
         raise PlanishError(f"{path}: {error.strerror or error}") from error
+
+
+def _unfold(graph: Graph) -> None:
+    """Insert the nodes that compute large lazy tensors, so that only what they read has to be there."""
+    pending = graph.constants()
+    while pending:
+        value = pending.pop()
+        tensor = value.const
+        if not isinstance(tensor, LazyTensor) or tensor.recipe is None or tensor.nbytes < _UNFOLD:
+            continue
+        op, attrs = tensor.recipe
+        operands = [Value(t.type, t.name, const=t) for t in tensor.inputs]
+        node = Node(op, operands, dict(attrs), [value.type])
+        insert(node, next(iter(graph.nodes), graph.ret))
+        replace(value, node.result)
+        pending.extend(operands)
 
 
 class _Plan:
@@ -195,7 +215,7 @@ def _write_data(descriptor: int, jobs: list[tuple[Tensor, int]], size: int) -> N
             tasks.append(lambda t=t, offset=offset, length=length: _copy(t, descriptor, offset, length))  # type: ignore[misc]
         else:
             tasks.append(lambda t=t, offset=offset: _compute(t, descriptor, offset, budget))  # type: ignore[misc]
-    with _flushing(descriptor if size > _FLUSH else None), ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(2) as pool:
         futures = [pool.submit(task) for task in tasks]
         done, waiting = wait(futures, return_when=FIRST_EXCEPTION)
         for future in waiting:
@@ -300,28 +320,6 @@ class _Budget:
                 self.changed.notify_all()
 
 
-@contextlib.contextmanager
-def _flushing(descriptor: int | None) -> Iterator[None]:
-    """Flush a file to disk again and again while it is being written, so that little is left to flush in the end."""
-    if descriptor is None or not hasattr(os, "fdatasync"):
-        yield
-        return
-    stop = threading.Event()
-
-    def flush() -> None:
-        while not stop.wait(0.01):
-            with contextlib.suppress(OSError):  # the last flush reports
-                os.fdatasync(descriptor)
-
-    thread = threading.Thread(target=flush, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
 # files that appear together
 
 
@@ -334,7 +332,7 @@ class _Files:
     def __init__(self, model: Path):
         self.model = model
         self.folder = model.parent
-        self.token = secrets.token_hex(4)
+        self.token = os.urandom(4).hex()
         self.temporary: dict[str, Path] = {}  # by the name to be
         self.descriptors: list[int] = []
 
@@ -378,8 +376,6 @@ class _Files:
 
     def commit(self) -> None:
         """Put all files in place, the model last."""
-        for descriptor in self.descriptors:
-            os.fsync(descriptor)
         self._close()
         for name in self.temporary:
             replaced = DataFile.known((self.folder / name).resolve())
@@ -406,12 +402,3 @@ class _Files:
         self.temporary.clear()
         for path in aside:
             path.unlink(missing_ok=True)
-        self._sync_folder()
-
-    def _sync_folder(self) -> None:
-        with contextlib.suppress(OSError):  # not everywhere possible
-            descriptor = os.open(self.folder, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)

@@ -216,7 +216,7 @@ class OnnxRuntime(Backend):
 def session_options(
     *,
     threads: int = 0,
-    providers: Sequence[Any] | None = None,  # noqa: ARG001 - belongs to the session, not to its options
+    providers: Sequence[Any] | None = None,
     level: str = "all",
     spinning: bool = True,
     optimized_path: str | os.PathLike[str] | None = None,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from ..ir.graph import Node
 from ..ir.schema import canonical_opset
 from .base import Problem
-from .legalize import revision_at
+from .legalize import Support, revision_at
 
 __all__ = ["Limits", "OrtTarget", "lacks_kernel", "limits"]
 
@@ -70,18 +70,16 @@ class OrtTarget:
         """The version of its own definition of ``op``, which may be older than onnx's; 0 if it has none."""
         return max((v for v in _definitions().get(op, ()) if v <= opset), default=0)
 
-    def runs(self, node: Node, since: int, opset: int) -> bool:
+    def support(self, node: Node, since: int, opset: int) -> Support:
         """Whether there is a kernel, or a function body that it can run.
 
-        A kernel for other types will do only where no version of the operator has one for these: then ONNX Runtime may
-        cast, or optimize the node away.
+        With a kernel for other types, it may cast, or optimize the node away.
         """
         if node.domain:
-            return node.op in _definitions()
-        types = _types_of(node, since)
-        if _has_kernel(node.op, since, types) or _runs_body(node.op, since, opset):
-            return True
-        return bool(_kernels_for(node.op, since)) and not any(_has_kernel(node.op, v, types) for v in _definitions()[node.op])
+            return Support.FULL if node.op in _definitions() else Support.NONE
+        if _has_kernel(node.op, since, _types_of(node, since)) or _runs_body(node.op, since, opset):
+            return Support.FULL
+        return Support.PERHAPS if _kernels_for(node.op, since) else Support.NONE
 
 
 Types = frozenset[tuple[str, str]]  # of type variables

@@ -14,7 +14,7 @@ from ..ir.errors import PlanishError
 from ..ir.graph import Graph, Node
 from ..ir.schema import canonical_opset
 from .base import Backend, Executable
-from .legalize import legalize, revision_at
+from .legalize import Support, legalize, revision_at
 
 __all__ = ["BACKEND", "Reference"]
 
@@ -43,9 +43,9 @@ class _Target:
         revision = revision_at(op, opset)
         return 0 if revision is None else revision.since
 
-    def runs(self, node: Node, since: int, opset: int) -> bool:  # noqa: ARG002 - it implements every version
+    def support(self, node: Node, since: int, opset: int) -> Support:
         """Whether it has an implementation."""
-        return _is_implemented(node.domain, node.op_type)
+        return Support.FULL if _is_implemented(node.domain, node.op_type) else Support.NONE
 
 
 @cache

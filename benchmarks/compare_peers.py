@@ -33,7 +33,7 @@ TOOLS = ["planish", *PEERS]
 TIMEOUT = 300  # seconds for one run of one tool
 MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024  # the unit of ru_maxrss
 
-Record = dict[str, Any]  # one tool on one model: seconds, peak_mb, the facts of evaluate.py, or a failure
+Record = dict[str, Any]  # one tool on one model: the lists of run_tool, the facts of evaluate.py, or a failure
 Results = dict[str, dict[str, Record]]  # model -> tool -> record
 
 
@@ -52,7 +52,7 @@ def last_line(text: str) -> str:
 
 
 def run_tool(arguments: list[str]) -> Record:
-    """Run one process to its end. Return its wall ``seconds`` and ``peak_mb`` (10^6 bytes), or its ``failure``."""
+    """Run one process. Return its wall ``seconds``, ``cpu_seconds`` and ``peak_mb`` (10^6 bytes), or its ``failure``."""
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         started = time.perf_counter()
         try:
@@ -72,7 +72,8 @@ def run_tool(arguments: list[str]) -> Record:
     if code:
         reason = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return {"failure": f"{reason}: {message}"}
-    return {"seconds": seconds, "peak_mb": usage.ru_maxrss * MAXRSS_BYTES / 1e6}
+    cpu_seconds = usage.ru_utime + usage.ru_stime
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mb": usage.ru_maxrss * MAXRSS_BYTES / 1e6}
 
 
 def evaluate(*paths: Path) -> Record:
@@ -107,8 +108,8 @@ def measure(model: Path, tools: list[str], repeats: int, results: Path) -> dict[
         elif not out.exists():
             records[tool] = {"failure": "ended well but wrote no model"}
         else:
-            times = {key: [run[key] for run in runs[tool]] for key in ("seconds", "peak_mb")}
-            records[tool] = times | evaluate(inputs, raw, out)
+            samples = {key: [run[key] for run in runs[tool]] for key in runs[tool][0]}
+            records[tool] = samples | evaluate(inputs, raw, out)
         say(model.name, tool, records[tool])
     return records
 
@@ -173,12 +174,13 @@ def summary(results: Results, tools: list[str]) -> str:
             tool,
             ratio(tool, lambda record: record["nodes"], "raw"),
             ratio(tool, lambda record: statistics.median(record["seconds"])),
+            ratio(tool, lambda record: statistics.median(record["cpu_seconds"])),
             ratio(tool, lambda record: statistics.median(record["peak_mb"])),
             str(sum(is_sound(row.get(tool)) for row in results.values())),
         ]
         for tool in tools
     ]
-    header = ["tool", "nodes / raw", f"seconds / {base}", f"peak memory / {base}", "sound results"]
+    header = ["tool", "nodes / raw", f"seconds / {base}", f"CPU seconds / {base}", f"peak memory / {base}", "sound results"]
     return markdown(f"Geometric means over {len(results)} models", header, rows)
 
 
@@ -194,6 +196,7 @@ def report(results: Results, tools: list[str]) -> str:
         summary(results, tools),
         table(results, tools, "Nodes left (without Constant; + nodes of other domains)", show_nodes, raw=True),
         table(results, tools, "Wall time of the process in s (median ± half the range)", show_samples("seconds", 2)),
+        table(results, tools, "CPU time of the process in s", show_samples("cpu_seconds", 2)),
         table(results, tools, "Peak resident memory in MB", show_samples("peak_mb", 0)),
         table(results, tools, "Largest error relative to the output's range", show_error),
         "### Failures\n\n" + ("\n".join(failures) or "None.") + "\n",

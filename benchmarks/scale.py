@@ -27,7 +27,8 @@ class Weights:
     """Hands out ranges of one sparse file."""
 
     def __init__(self, path: Path, dtype: DType):
-        os.truncate(path, 1 << 40)
+        if not path.stat().st_size:
+            os.truncate(path, 1 << 40)
         self.path = path
         self.dtype = dtype
         self.offset = 0
@@ -108,8 +109,10 @@ def llama(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     data = folder / "llama.data"
     data.touch()
-    graph, size = decoder(80, 8192, 28672, 128, 8, 128256, data, DType.BFLOAT16)
+    shape = (80, 8192, 28672, 128, 8, 128256, data, DType.BFLOAT16)
+    _, size = decoder(*shape)
     os.truncate(data, size)
+    graph, _ = decoder(*shape)
     save(graph, folder / "llama.onnx", weights="reference")
     out = subprocess.run(
         [sys.executable, __file__, "--child", str(folder)], check=True, capture_output=True, text=True

@@ -156,7 +156,7 @@ def _normal(terms: dict[Monomial, int]) -> Dim:
 
 
 def _combine(a: Sym | int, b: Dim, sign: int) -> Dim:
-    terms = {(): a} if isinstance(a, int) else dict(a.terms)
+    terms: dict[Monomial, int] = {(): a} if isinstance(a, int) else dict(a.terms)
     for monomial, c in (((), b),) if isinstance(b, int) else b.terms.items():
         terms[monomial] = terms.get(monomial, 0) + sign * c
     return _normal(terms)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-__all__ = ["canonical_opset", "default_attribute", "schema_of"]
+__all__ = ["canonical_opset", "default_attribute", "is_current", "schema_of"]
 
 
 @cache
@@ -26,6 +26,21 @@ def canonical_opset() -> int:
     import onnx.defs
 
     return int(onnx.defs.onnx_opset_version())
+
+
+@cache
+def is_current(op: str, version: int) -> bool:
+    """Whether ``op`` in ``version`` of its domain is defined as in the newest one, or onnx does not define it."""
+    import onnx.defs
+
+    newest = schema_of(op)
+    if newest is None or version >= newest.since_version:
+        return True
+    domain, _, name = op.rpartition(".")
+    try:
+        return bool(onnx.defs.get_schema(name, version, domain).since_version == newest.since_version)
+    except onnx.defs.SchemaError:
+        return False
 
 
 @cache

@@ -34,7 +34,7 @@ import numpy as np
 from .dims import Dim
 from .errors import ModelError, PlanishError
 from .graph import Graph, GraphOutput, Node, Value
-from .schema import canonical_opset
+from .schema import canonical_opset, is_current
 from .tensor import LazyTensor, Tensor, TensorError, pack
 from .types import DType, OptionalType, OtherType, SequenceType, TensorType, Type, merge
 
@@ -464,14 +464,16 @@ def node_text(node: Node, names: Names | None = None) -> str:
 def parse(text: str) -> Graph:
     """The graph that ``text`` describes: a model with its header, or a graph alone, in the newest standard operators.
 
+    Its types are inferred, unless it uses an operator in a version whose definition is not the newest one.
+
     Raises:
         TextError: it is no graph.
     """
     from .convert.proto import from_proto
 
-    model = _parse_proto(text)
+    model, is_newest = _parse_proto(text)
     try:
-        graph = from_proto(model, resolve=_elided)
+        graph = from_proto(model, resolve=_elided, infer=is_newest)
     except ModelError as error:
         raise TextError(" ".join(str(error).split())) from error
     for each in list(graph.walk_graphs()):
@@ -479,7 +481,8 @@ def parse(text: str) -> Graph:
     return graph
 
 
-def _parse_proto(text: str) -> onnx.ModelProto:
+def _parse_proto(text: str) -> tuple[onnx.ModelProto, bool]:
+    """The model, and whether all operators in it are defined as in the newest version."""
     import onnx
     import onnx.parser
 
@@ -488,12 +491,15 @@ def _parse_proto(text: str) -> onnx.ModelProto:
         model: onnx.ModelProto = onnx.parser.parse_model(text)
     except Exception as error:  # noqa: BLE001 - the parser raises whatever C++ throws, such as for a number out of range
         raise _text_error(error) from None
-    domains = _check(model.graph) | {""}
+    operators = _check(model.graph)
     if not model.opset_import:
-        for domain in sorted(domains):
+        for domain in sorted({""} | {domain for domain, _ in operators}):
             model.opset_import.add(domain=domain, version=_default_version(domain))
     model.ir_version = model.ir_version or onnx.IR_VERSION
-    return model
+    versions = {entry.domain: entry.version for entry in model.opset_import}
+    standard = (f"{domain}.{op}" if domain else op for domain, op in operators)
+    newest = all(is_current(op, versions.get(op.rpartition(".")[0], 1)) for op in standard)
+    return model, newest
 
 
 _TOKEN = re.compile(r'"(?:\\.|[^"\\])*"|#[^\n]*|[({\[]|[)}\]]', re.DOTALL)
@@ -523,18 +529,18 @@ def _text_error(error: Exception) -> TextError:
     return TextError(" ".join(problem.split()).rstrip(".") + near, int(line), int(column))
 
 
-def _check(graph: onnx.GraphProto) -> set[str]:
-    """The domains in use. The parser drops the elements of lists of tensors, graphs and types: refuse such lists."""
-    domains = set()
+def _check(graph: onnx.GraphProto) -> set[tuple[str, str]]:
+    """The operators in use. The parser drops the elements of lists of tensors, graphs and types: refuse such lists."""
+    operators = set()
     for node in graph.node:
-        domains.add(node.domain)
+        operators.add((node.domain, node.op_type))
         for attribute in node.attribute:
             if attribute.type in (9, 10, 12, 14):
                 kind = _LISTS[attribute.type]
                 raise TextError(f"{node.op_type}: no list of {kind} can be read (attribute {attribute.name!r})")
             if attribute.HasField("g"):
-                domains |= _check(attribute.g)
-    return domains
+                operators |= _check(attribute.g)
+    return operators
 
 
 def _elided(proto: onnx.TensorProto) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from .graph import Graph, Node, Value
 from .infer import IllTyped
+from .schema import canonical_opset, is_current
 from .tensor import Tensor
 from .text import Names, node_text
 from .types import SequenceType, TensorType, compatible
@@ -241,7 +242,8 @@ class _Search:
 
         graph = node.graph
         assert graph is not None
-        definition = _definition(node.op, self.root.opsets.get(node.domain, 0))
+        version = self.root.opsets.get(node.domain) or (1 if node.domain else canonical_opset())
+        definition = _definition(node.op, version)
         if definition is not None:
             for message in definition.problems(node):
                 self.report(message, node, graph)
@@ -250,6 +252,8 @@ class _Search:
             if result.content is not None and isinstance(size, int) and len(result.content) != size:
                 message = f"result {i} is {result.type}, but {len(result.content)} elements of it are known"
                 self.report(message, node, graph)
+        if not is_current(node.op, version):
+            return  # inference knows the newest definition only
         try:
             types = infer_types(node)
         except IllTyped as error:
@@ -311,12 +315,12 @@ def _fits(value: Any, kind: int) -> bool:
 
 @cache
 def _definition(op: str, version: int) -> _Definition | None:
-    """The definition of ``op`` in ``version`` of its domain (0 for the newest), or None if onnx has none."""
+    """The definition of ``op`` in ``version`` of its domain, or None if onnx has none."""
     import onnx.defs
 
     domain, _, name = op.rpartition(".")
     try:
-        schema = onnx.defs.get_schema(name, version, domain) if version else onnx.defs.get_schema(name, domain)
+        schema = onnx.defs.get_schema(name, version, domain)
     except onnx.defs.SchemaError:
         return None
     kinds: dict[str, Any] = {attribute: entry.type for attribute, entry in schema.attributes.items()}

@@ -19,7 +19,8 @@ are the captures::
     lambda q=typed("B H S D"), k=typed("B H T D"): …          # shapes; equal letters are equal dimensions
 
 Commutative operators match in either order, completely (with backtracking). A capture that stands twice must be the
-same value. Attributes that a pattern does not mention must be absent or have their default value.
+same value. Attributes that a pattern does not mention must be absent or have their default value; one that it states as its
+default may be absent.
 """
 
 from __future__ import annotations
@@ -322,7 +323,9 @@ class Operation(Pattern):
                         return False
                 else:
                     m.bind(m.captures, expected.name, actual)
-            elif actual != (tuple(expected) if isinstance(expected, list) else expected):
+            elif actual != (wanted := tuple(expected) if isinstance(expected, list) else expected) and not (
+                actual is None and _is_default(node, name, wanted)
+            ):
                 return False
         others = {k: v for k, v in node.attrs.items() if k not in self.attrs}
         if self.rest is not None:
@@ -479,16 +482,16 @@ _install_operators()
 def match(roots: tuple[Pattern, ...], node: Node, m: Match) -> bool:
     """Match ``roots`` with ``node`` as the first root; other roots are found among the users of what is captured."""
     m.roots.append(node)
-    goal = roots[0]
-    started = _match_root(goal, node, m, roots[1:])
-    if not started:
-        m.roots.clear()
-        return False
-    return _interior_is_private(m)
+    if _match_root(roots[0], node, m, roots[1:]):
+        return True
+    m.roots.clear()
+    return False
 
 
 def _match_root(goal: Pattern, node: Node, m: Match, others: tuple[Pattern, ...]) -> bool:
-    rest: Goals = (_Others(others), None, None) if others else None
+    rest: Goals = (_PRIVATE, None, None)
+    if others:
+        rest = (_Others(others), None, rest)
     if isinstance(goal, Operation):
         if goal.op != node.op:
             return False
@@ -523,10 +526,18 @@ class _Others(Pattern):
         return m.fail(f"no further {root.op}")
 
 
-def _interior_is_private(m: Match) -> bool:
-    for node in m.interior:
-        for result in node.results:
-            for user in result.users:
-                if user not in m.nodes:
-                    return m.fail(f"the result of {node.op} is also used by {user.op}", node)
-    return True
+class _Private(Pattern):
+    """The last goal: that nothing outside of the match uses what is inside of it."""
+
+    __slots__ = ()
+
+    def step(self, value: Value | None, m: Match, rest: Goals) -> Any:
+        for node in m.interior:
+            for result in node.results:
+                for user in result.users:
+                    if user not in m.nodes:
+                        return m.fail(f"the result of {node.op} is also used by {user.op}", node)
+        return _NEXT
+
+
+_PRIVATE = _Private()

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
 from planish.cli import echo_json, model_argument, standard_options
+
+if TYPE_CHECKING:
+    from planish.summary import Summary
 
 __all__ = ["command"]
 
@@ -40,11 +44,13 @@ def command(model: str, data: str | None, text: bool, as_json: bool) -> None:
         ("nodes", count(size.nodes)),
         ("parameters", count(size.parameters)),
         ("weight bytes", count(size.bytes)),
-        ("FLOPs", f"{count(size.flops)} ({_sizes(summary.sizes)})"),
+        ("FLOPs", count(size.flops) + _sizes(summary)),
     ]
     click.echo(table(rows, "ll"))
     click.echo("\n" + table([(op, str(times)) for op, times in summary.ops.items()], "lr"))
 
 
-def _sizes(sizes: dict[str, int]) -> str:
-    return ", ".join(f"{name}={size}" for name, size in sizes.items()) or "every symbolic size 1"
+def _sizes(summary: Summary) -> str:
+    """For which sizes the FLOPs hold."""
+    known = ", ".join(f"{name}={size}" for name, size in summary.sizes.items())
+    return f" ({known})" if known else " (every symbolic size 1)" if summary.is_symbolic else ""

@@ -15,7 +15,8 @@ In a package with rules of its own, this is all there is to do::
 
 from .check import RuleError, RuleReport, VacuousRule, check_rule, rules_of
 from .discover import all_rules
+from .graphs import assert_rewrites, check_pass
 from .samplers import sampler
 from .samplers_nn import __name__ as _registered  # noqa: F401
 
-__all__ = ["RuleError", "RuleReport", "VacuousRule", "all_rules", "check_rule", "rules_of", "sampler"]
+__all__ = ["RuleError", "RuleReport", "VacuousRule", "all_rules", "assert_rewrites", "check_pass", "check_rule", "rules_of", "sampler"]

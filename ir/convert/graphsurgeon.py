@@ -1,8 +1,8 @@
 """``onnx_graphsurgeon.Graph`` and `Graph`, both ways.
 
 Constants share their planish tensor until a script reads their ``values``: then they have a copy of their own, which
-may be written to. Those not read come back as the same tensor objects. Lost on the way are the doc strings and metadata
-of nodes and values, which GraphSurgeon does not keep. Importing this module needs the package ``onnx_graphsurgeon``.
+may be written to. Those not read come back as the same tensor objects. Lost on the way are what GraphSurgeon does not
+keep: doc strings, metadata, and the shapes of tensors in sequences. Importing this module needs the package ``onnx_graphsurgeon``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ..errors import ModelError, PlanishError
 from ..graph import Empty, Graph
 from ..schema import schema_of
 from ..tensor import ArrayTensor, Tensor
+from ..types import OptionalType, OtherType
 from .placeholders import Shelf, missing
 from .proto import SparseTensor, from_proto, to_proto
 from .proto_types import tensor_from_proto, tensor_to_proto
@@ -67,9 +68,8 @@ def from_graphsurgeon(graph: gs.Graph) -> Graph:
             model = gs.export_onnx(graph, do_type_check=False)
         except (gs.OnnxGraphSurgeonException, TypeError, ValueError) as error:
             raise ModelError(f"GraphSurgeon cannot export it: {' '.join(str(error).split())}") from error
-    _restore_empty(model.graph)
-    for function in model.functions:
-        _restore_empty(function)
+    for part in (model.graph, *model.functions):
+        _mend(part)
     return from_proto(model, resolve=shelf.resolve)
 
 
@@ -106,6 +106,10 @@ def _check(graph: Graph) -> None:
     for value in graph.inputs:
         if value.default is not None:
             raise PlanishError(f"GraphSurgeon has no inputs with defaults: {value.name!r}")
+    for nested in graph.walk_graphs():
+        for value in (*nested.inputs, *[r for node in nested.nodes for r in node.results]):
+            if isinstance(value.type, OptionalType | OtherType):
+                raise PlanishError(f"GraphSurgeon cannot hold %{value.name}: {value.type}")
     for node in graph.walk():
         if node.overload:
             raise PlanishError(f"GraphSurgeon has no overloads: {node!r}")
@@ -193,12 +197,15 @@ def _list_kind(node: Any, name: str, value: Any) -> int:
     return int(onnx.AttributeProto.INTS)
 
 
-def _restore_empty(graph: Any) -> None:
-    """Turn the strings that stand for empty lists into empty lists."""
+def _mend(graph: Any) -> None:
+    """Turn the strings that stand for empty lists into empty lists, and drop shapes that GraphSurgeon made up."""
+    for info in (*graph.value_info, *graph.input, *graph.output) if isinstance(graph, onnx.GraphProto) else ():
+        if info.type.HasField("sequence_type"):
+            info.type.sequence_type.elem_type.tensor_type.ClearField("shape")
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.s.startswith(_EMPTY.encode()):
                 attribute.type = int(attribute.s[len(_EMPTY) :])
                 attribute.ClearField("s")
             elif attribute.HasField("g"):
-                _restore_empty(attribute.g)
+                _mend(attribute.g)

@@ -150,5 +150,3 @@ def _hidden_size(node: Node, w: Shape | None, r: Shape | None) -> Dim:
     if r is not None:
         hidden = same_dim(node, hidden, r[2]) if hidden else r[2]
     return hidden or fresh()
-
-

@@ -276,5 +276,5 @@ def join(a: Type, b: Type) -> Type:
             return TensorType(dtype, None)
         return TensorType(dtype, tuple([x if x == y else fresh() for x, y in zip(a.shape, b.shape, strict=True)]))
     if isinstance(a, SequenceType) and type(a) is type(b):
-        return type(a)(join(a.element, b.element))  # type: ignore[union-attr]
+        return type(a)(join(a.element, b.element))
     return UNKNOWN

@@ -218,7 +218,7 @@ def _split(node: Node) -> tuple[Content | None, ...]:
     found: list[Content | None] = []
     at = 0
     for size in split_sizes(node, len(elements), len(node.results)):
-        if not isinstance(size, int):
+        if not isinstance(size, int):  # sizes that are not known
             return ()
         found.append(elements[at : at + size])
         at += size
@@ -238,7 +238,8 @@ def _gather(node: Node) -> Content | None:
     found: list[Dim] = []
     for base in range(0, len(elements), size * inner):
         for i in at:
-            first = base + (i + size if i < 0 else i) * inner  # type: ignore[operator]
+            assert isinstance(i, int)
+            first = base + (i + size if i < 0 else i) * inner
             found += elements[first : first + inner]
     return tuple(found)
 
@@ -347,8 +348,8 @@ def _div(a: Dim, b: Dim) -> Dim | None:
         return quotient if (a < 0) == (b < 0) else -quotient
     if is_non_negative(a) and is_non_negative(b):
         return dim_floordiv(a, b)
-    quotient = dim_floordiv(a, b)
-    return quotient if quotient * b == a else None  # exact: nothing is rounded
+    exact = dim_floordiv(a, b)
+    return exact if exact * b == a else None  # only where nothing is rounded
 
 
 def _mod(a: Dim, b: Dim) -> Dim | None:

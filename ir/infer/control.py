@@ -124,7 +124,7 @@ def _widen(assumed: Type, found: Type, free: set[Dim]) -> Type:
             dims.append(x)
         return TensorType(dtype, tuple(dims))
     if isinstance(assumed, SequenceType) and type(assumed) is type(found):
-        return type(assumed)(_widen(assumed.element, found.element, free))  # type: ignore[union-attr]
+        return type(assumed)(_widen(assumed.element, found.element, free))
     return UNKNOWN
 
 

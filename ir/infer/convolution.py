@@ -234,9 +234,7 @@ def _max_unpool(node: Node) -> Type:
     kernel = _kernel(node, count, None)
     strides = _positive_ints(node, "strides", count)
     pads = attr_ints(node, "pads", 2 * count, 0)
-    spatial = [
-        (d - 1) * strides[i] + kernel[i] - pads[i] - pads[i + count] for i, d in enumerate(x.shape[2:])
-    ]
+    spatial = [(d - 1) * strides[i] + kernel[i] - pads[i] - pads[i + count] for i, d in enumerate(x.shape[2:])]
     return TensorType(x.dtype, (*x.shape[:2], *spatial))
 
 

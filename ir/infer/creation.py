@@ -193,11 +193,14 @@ def _resized(node: Node, wanted: tuple[Dim, ...] | None, axes: list[int], shape:
         raise IllTyped(f"Resize: sizes {list(wanted)} for {len(axes)} axes")
     if policy == "stretch":
         return wanted
-    ratios = [d / shape[a] for d, a in zip(wanted, axes, strict=True) if type(d) is int and type(shape[a]) is int]
+    sizes = [shape[a] for a in axes]
+    ratios = [
+        new / old for new, old in zip(wanted, sizes, strict=True) if isinstance(new, int) and isinstance(old, int)
+    ]
     if len(ratios) != len(axes):
         return fresh_dims(len(axes))
     ratio = min(ratios) if policy == "not_larger" else max(ratios)
-    return tuple([math.floor(ratio * shape[a] + 0.5) for a in axes])  # type: ignore[operator]
+    return tuple([math.floor(ratio * old + 0.5) for old in sizes if isinstance(old, int)])
 
 
 def _factors(value: Value) -> list[float] | None:

@@ -157,7 +157,7 @@ def _guarded(rule: Callable[[Node], R], node: Node) -> R:
     except IllTyped:
         raise
     except _MALFORMED as error:
-        raise IllTyped(f"{node.op}: malformed operands or attributes: {error or type(error).__name__}") from error
+        raise IllTyped(f"{node.op}: malformed operands or attributes: {error!r}") from error
 
 
 def infer(node: Node, *, strict: bool = True) -> bool:

@@ -87,9 +87,13 @@ def _data(value: Value) -> onnx.TensorProto | None:
     if t is not None:
         return _tensor_proto(t) if t.size <= MAX_CONTENT else None
     elements = content_of(value)
-    if elements is None or any(type(e) is not int for e in elements) or not isinstance(value.type, TensorType):
+    if elements is None or not isinstance(value.type, TensorType) or value.type.shape is None:
         return None
-    return onnx.helper.make_tensor("", int(value.type.dtype), value.type.shape, elements)
+    numbers = [e for e in elements if isinstance(e, int)]
+    shape = [d for d in value.type.shape if isinstance(d, int)]
+    if len(numbers) != len(elements) or len(shape) != len(value.type.shape):
+        return None
+    return onnx.helper.make_tensor("", int(value.type.dtype), shape, numbers)
 
 
 def _tensor_proto(t: Tensor) -> onnx.TensorProto | None:
@@ -97,7 +101,8 @@ def _tensor_proto(t: Tensor) -> onnx.TensorProto | None:
 
     try:
         if t.dtype is DType.STRING:
-            return onnx.helper.make_tensor("", int(t.dtype), t.shape, [str(s) for s in t.numpy().ravel()])
+            texts: list[Any] = [str(s) for s in t.numpy().ravel()]
+            return onnx.helper.make_tensor("", int(t.dtype), t.shape, texts)
         return onnx.TensorProto(dims=t.shape, data_type=int(t.dtype), raw_data=b"".join(t.chunks()))
     except (ValueError, OSError):
         return None

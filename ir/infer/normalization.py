@@ -131,5 +131,3 @@ def _instance_normalization(node: Node) -> Type:
             raise IllTyped(f"GroupNormalization: {channels} channels in {groups} groups")
     _per_channel(node, scale, _per_channel(node, bias, channels))
     return x
-
-

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,7 +22,8 @@ from planish.ir import ArrayTensor, FileTensor, Graph, TensorError
 from planish.ir.convert.proto import to_proto
 from planish.ir.errors import ModelError, PlanishError
 
-ADD = '<ir_version: 10, opset_import: ["": 21]> g (float[N,4] x) => (float[N,4] y) <float[4] w = {1, 2, 3, 4}> { y = Add(x, w) }'
+HEADER = '<ir_version: 10, opset_import: ["": 21]>\n'
+ADD = HEADER + "g (float[N,4] x) => (float[N,4] y) <float[4] w = {1, 2, 3, 4}> { y = Add(x, w) }"
 WEIGHT = np.array([1, 2, 3, 4], np.float32)
 
 
@@ -107,17 +110,21 @@ def test_one_range_is_one_tensor_and_others_may_overlap(tmp_path: Path) -> None:
 def test_large_weights_inside_stay_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "_MAPPED", 1 << 10)
     big = np.arange(1 << 15, dtype=np.float32)
-    model = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["": 21]> g (bool b, float[N] x) => (float[N] z) {
-        a = Add(x, w) c = Constant<value: tensor = float[1] {0}>() y = Add(a, c)
-        z = If(b) <then_branch = t () => (float[N] p) { d = Constant<value: tensor = float[1] {0}>() p = Add(y, d) }, else_branch = e () => (float[N] q) { q = Neg(y) }>
-    }""")
-    for i, t in enumerate(
-        (
-            model.graph.initializer.add(),
-            model.graph.node[1].attribute[0].t,
-            model.graph.node[3].attribute[0].g.node[0].attribute[0].t,
-        )
-    ):
+    model = onnx.parser.parse_model(
+        HEADER
+        + """g (bool b, float[N] x) => (float[N] z) {
+            a = Add(x, w)
+            c = Constant<value: tensor = float[1] {0}>()
+            y = Add(a, c)
+            z = If(b) <
+                then_branch = t () => (float[N] p) { d = Constant<value: tensor = float[1] {0}>() p = Add(y, d) },
+                else_branch = e () => (float[N] q) { q = Neg(y) }
+            >
+        }"""
+    )
+    _, outer, _, branch = model.graph.node
+    inner = branch.attribute[0].g.node[0]
+    for i, t in enumerate((model.graph.initializer.add(), outer.attribute[0].t, inner.attribute[0].t)):
         t.CopyFrom(numpy_helper.from_array(big + i, "w"))
     path = tmp_path / "m.onnx"
     onnx.save(model, path)
@@ -158,9 +165,8 @@ def test_the_cache_of_hugging_face(tmp_path: Path) -> None:
 
 def test_huge_sparse_data(tmp_path: Path) -> None:
     rows = 3 << 20  # 6 GB of float16 in a file without content
-    model = onnx.parser.parse_model(
-        '<ir_version: 10, opset_import: ["": 21]> g (int64[N] i) => (float16[N,1024] y) <float16[1] w = {0}> { y = Gather(w, i) }'
-    )
+    text = "g (int64[N] i) => (float16[N,1024] y) <float16[1] w = {0}> { y = Gather(w, i) }"
+    model = onnx.parser.parse_model(HEADER + text)
     (w,) = model.graph.initializer
     w.CopyFrom(
         TensorProto(name="w", data_type=TensorProto.FLOAT16, dims=[rows, 1024], data_location=TensorProto.EXTERNAL)
@@ -237,7 +243,7 @@ def test_fifos_and_folders(tmp_path: Path) -> None:
     ({"length": 17}, "16 bytes, but has 17"),
     ({"location": "missing.bin"}, "No such file"),
 ])  # fmt: skip
-def test_ranges_that_do_not_fit(tmp_path: Path, entries: dict[str, str | int], message: str) -> None:
+def test_ranges_that_do_not_fit(tmp_path: Path, entries: dict[str, Any], message: str) -> None:
     refused(external(tmp_path, **entries), message)
 
 
@@ -345,7 +351,10 @@ g (bool b, float[N,4] x, int64[3] s) => (float[N,4] z) <float[4] w = {1, 2, 3, 4
     c = Constant<value_ints = [0, 4]>()
     r = Reshape(x, shape)
     a = l.f<k = 2>(r)
-    y = If(b) <then_branch = t () => (float[N,4] p) { p = Add(a, w) }, else_branch = e () => (float[N,4] q) { q = com.microsoft.Gelu(a) }>
+    y = If(b) <
+        then_branch = t () => (float[N,4] p) { p = Add(a, w) },
+        else_branch = e () => (float[N,4] q) { q = com.microsoft.Gelu(a) }
+    >
     d = Shape(y)
     h = Gather<axis = 0>(d, c)
     m, v = Split<axis = 1, num_outputs = 2>(y)
@@ -390,13 +399,10 @@ def check_anything(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     try:
         graph = load(path)
-    except ModelError as error:
-        assert "\n" not in str(error)
+    except ModelError:
         return
-    try:
+    with contextlib.suppress(PlanishError):
         to_proto(graph).SerializeToString()
-    except PlanishError:
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -447,10 +453,8 @@ def mutate_field(draw: st.DataObject, message: object, depth: int = 0) -> None:
     elif draw.draw(st.booleans()):
         message.ClearField(name)  # type: ignore[attr-defined]
     else:
-        try:
+        with contextlib.suppress(ValueError):  # out of the range of the field
             setattr(message, name, other_scalar(draw, value))
-        except ValueError:  # out of the range of the field
-            pass
 
 
 def other_scalar(draw: st.DataObject, value: object) -> object:

@@ -149,9 +149,10 @@ def progress() -> Iterator[Callable[[str], None] | None]:
         yield None
         return
     from rich.console import Console
+    from rich.text import Text
 
     with Console(stderr=True).status("") as status:
-        yield lambda message: status.update(message)
+        yield lambda message: status.update(Text(message))
 
 
 def main() -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 __all__ = ["Comparison", "Latency", "measure", "measure_pair"]
 
-MAX_SECONDS = 4.0  # for the timed runs of one measurement
-MIN_PAIRS, MAX_PAIRS = 7, 60
+SECONDS = 4.0  # for the timed runs of one measurement; slow models may take some times more
+_ENOUGH, _MOST = 7, 60  # samples: no fewer unless that takes too long, no more
+_LEAST, _PATIENCE = 3, 5.0  # samples in any case; and how many times the seconds is too long
 _SHORTEST = 2e-3  # seconds: shorter runs are repeated within one sample, above the clock's and the scheduler's noise
 _SLOWER = 1.02  # a ratio that this much noise-free slowdown must exceed to count
 
@@ -78,24 +79,29 @@ def _latency(samples: list[float]) -> Latency:
     return Latency(float(median), float(low), float(high), len(samples))
 
 
-def measure(run: Run, seconds: float = MAX_SECONDS) -> Latency:
+def _rounds(seconds: float) -> Iterator[int]:
+    """Counts samples until there are enough."""
+    started = time.perf_counter()
+    for done in range(_MOST):
+        spent = (time.perf_counter() - started) / seconds
+        if done >= _LEAST and spent > (1 if done >= _ENOUGH else _PATIENCE):
+            return
+        yield done
+
+
+def measure(run: Run, seconds: float = SECONDS) -> Latency:
     """The latency of ``run``."""
     repeats = _repeats(run)
-    samples: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(samples) < MIN_PAIRS or (len(samples) < MAX_PAIRS and time.perf_counter() < end):
-        samples.append(_sample(run, repeats))
-    return _latency(samples)
+    return _latency([_sample(run, repeats) for _ in _rounds(seconds)])
 
 
-def measure_pair(first: Run, second: Run, seconds: float = MAX_SECONDS) -> Comparison:
+def measure_pair(first: Run, second: Run, seconds: float = SECONDS) -> Comparison:
     """Both latencies, in pairs whose order alternates, and what follows for their ratio."""
-    repeats = max(_repeats(first), _repeats(second))
+    candidates = [(run, _repeats(run)) for run in (first, second)]
     samples: tuple[list[float], list[float]] = ([], [])
-    end = time.perf_counter() + seconds
-    while len(samples[0]) < MIN_PAIRS or (len(samples[0]) < MAX_PAIRS and time.perf_counter() < end):
-        for which in (0, 1) if len(samples[0]) % 2 == 0 else (1, 0):
-            samples[which].append(_sample((first, second)[which], repeats))
+    for done in _rounds(seconds):
+        for which in (0, 1) if done % 2 == 0 else (1, 0):
+            samples[which].append(_sample(*candidates[which]))
     ratios = np.array(samples[0]) / np.array(samples[1])
     speedup = float(np.median(ratios))
     deviation = 1.4826 * float(np.median(np.abs(ratios - speedup)))

@@ -30,7 +30,8 @@ def load(model: Model) -> Graph:
 
     Args:
         model: a path (``.onnx``, ``.pt2``, ``module.py:function``), a `Graph` (returned as it is), an
-            ``onnx.ModelProto``, a ``torch.export.ExportedProgram``, or a ``torch.nn.Module`` with example inputs: a
+            ``onnx.ModelProto``, an ``onnx_ir.Model``, an ``onnx_graphsurgeon.Graph``, a
+            ``torch.export.ExportedProgram``, or a ``torch.nn.Module`` with example inputs: a
             tuple ``(module, args)``, ``(module, args, kwargs)`` or ``(module, args, kwargs, dynamic_shapes)``.
 
     Raises:
@@ -38,8 +39,10 @@ def load(model: Model) -> Graph:
     """
     try:
         return _load(model)
-    except ImportError as error:  # an extra is missing; the message says which
-        raise PlanishError(str(error)) from error
+    except ImportError as error:
+        if "pip install" not in str(error):
+            raise
+        raise PlanishError(str(error)) from error  # an extra is missing; the message says which
 
 
 def _load(model: Model) -> Graph:
@@ -52,6 +55,15 @@ def _load(model: Model) -> Graph:
         from planish.ir.convert.proto import from_proto
 
         return from_proto(model, upgrade=upgrade)
+    package = type(model).__module__.partition(".")[0]
+    if package == "onnx_ir" and type(model).__name__ == "Model":
+        from planish.ir.convert.onnx_ir import from_onnx_ir
+
+        return from_onnx_ir(model)
+    if package == "onnx_graphsurgeon" and type(model).__name__ == "Graph":
+        from planish.ir.convert.graphsurgeon import from_graphsurgeon
+
+        return from_graphsurgeon(model)
     torch = sys.modules.get("torch")  # whoever made a torch object has imported torch
     if torch is not None:
         if isinstance(model, torch.nn.Module):
@@ -129,8 +141,10 @@ class _AnyRuntime:
         return Support.FULL
 
 
-def save_for(graph: Graph, path: str | Path, engine: Backend | None) -> None:
+def save_for(graph: Graph, path: str | Path, engine: Backend | None, **options: Any) -> None:
     """Write ``graph`` as an ONNX file that ``engine`` reads; None: whatever reads the operator set of the original.
+
+    ``options`` are those of `save`.
 
     Raises:
         PlanishError: it cannot be written, or the engine cannot run it.
@@ -141,4 +155,4 @@ def save_for(graph: Graph, path: str | Path, engine: Backend | None) -> None:
         graph = engine.lower(graph)
     stamp = getattr(engine, "stamp", None)
     found = stamp(graph) if stamp is not None else legalize(graph, _AnyRuntime())
-    save(graph, path, opset=found.opset, ir_version=found.ir_version)
+    save(graph, path, opset=found.opset, ir_version=found.ir_version, **options)

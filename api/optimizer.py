@@ -37,13 +37,15 @@ class Result:
     report: Report
     engine: Backend | None = None
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, **options: Any) -> None:
         """Write the graph as an ONNX file that the target reads, completely or not at all.
+
+        ``options`` are those of `planish.backends.onnx_file.save`.
 
         Raises:
             PlanishError: it cannot be written.
         """
-        save_for(self.graph, path, self.engine)
+        save_for(self.graph, path, self.engine, **options)
 
 
 def optimize(
@@ -133,6 +135,9 @@ class _Job:
         self.sizes: dict[str, int] | None = None
         self.verification = Verification()
         self.expected: list[dict[str, Any]] = []  # what the original computes for the samples
+        self.floor = (
+            0.0  # how far results may move in any case: as far as two runs of the original differ, and some more
+        )
 
     def plain(self, keep: bool, data: Data | None) -> Result:
         """Optimize without running anything."""
@@ -173,7 +178,7 @@ class _Job:
         from planish.passes.observers.verify import Verify
 
         graph = _clone(self.original)
-        verify = Verify(self.samples, each=mode == "each")
+        verify = Verify(self.samples, each=mode == "each", floor=self.floor)
         ctx = self._context(verify)
         pipeline.run(graph, ctx)
         return _Attempt(graph, ctx, verify)
@@ -182,10 +187,12 @@ class _Job:
         """The original, compiled, after it has computed ``self.expected``; None if it runs on no synthesized sample."""
         from planish.comparison import compile_model, samples_for
         from planish.data import bind_sizes
+        from planish.passes.observers.verify import largest_difference
 
         try:
             program = compile_model(model, self.original, engine)
             self.samples, self.expected, source = samples_for(self.original, program, data, _MAX_SAMPLES)
+            self.floor = 4 * largest_difference([program(self.samples[0])], self.expected[:1])[0]
         except PlanishError as error:
             if data is not None:
                 raise
@@ -211,17 +218,14 @@ class _Job:
         """Compile the result and compare it with the original; the outcome is in ``self.verification``."""
         from planish.comparison import compile_model
         from planish.ir.verify import VerifyError, verify
-        from planish.passes.observers.verify import largest_difference, noise_floor
 
         found = self.verification
-        found.mode, found.verdict, found.note = mode, "off", found.note if not self.samples else ""
-        if not self.samples and mode == "off":
-            return None
+        found.mode, found.verdict = mode, "off"
         self.progress("comparing with the original")
         try:
             if mode != "off":
-                found.verdict = "structure"
                 verify(attempt.graph)
+                found.verdict = "structure"
             if not self.samples:
                 return None
             program = compile_model(None, attempt.graph, engine)
@@ -232,17 +236,24 @@ class _Job:
         except PlanishError as error:
             found.verdict, found.note = "failed", f"the result does not run: {_first_line(error)}"
             return None
-        if mode == "off":
-            return program
+        if mode != "off":
+            self._compare(outputs, attempt)
+        return program
+
+    def _compare(self, outputs: list[dict[str, Any]], attempt: _Attempt) -> None:
+        from planish.passes.observers.verify import largest_difference, noise_floor
+
         assert attempt.verify is not None
+        found = self.verification
         found.samples = len(self.samples)
         found.difference, found.output = largest_difference(outputs, self.expected)
         tolerance = attempt.verify.tolerance(attempt.ctx)
-        found.tolerance = None if tolerance is None else max(tolerance, noise_floor(self.original))
+        found.tolerance = None if tolerance is None else max(tolerance, noise_floor(self.original), self.floor)
         wrong = found.tolerance is not None and found.difference > found.tolerance
         found.verdict = "failed" if wrong else "passed"
-        found.note = _non_finite(self.expected)
-        return program
+        found.note = _remarks(self.expected, self.floor)
+        if wrong and not any(r.edits for r in attempt.ctx.results):
+            found.note = "the model as imported differs from the file already, before any pass"
 
     # measuring
 
@@ -270,8 +281,9 @@ class _Job:
         self._check(kept, mode, engine)
         for r in report.passes:
             r.problem, r.edits = r.problem or "not used: slower", 0
+            r.fired.clear()
         report = self._report(kept, report.before)
-        report.latency, report.fallback = slower, f"to the original: the optimized model takes {why}"
+        report.latency, report.fallback, report.near_misses = slower, f"to the original: the result takes {why}", []
         return kept, report
 
     def _measure(self, first: Executable, second: Executable) -> Comparison:
@@ -306,18 +318,16 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0][:300]
 
 
-def _non_finite(outputs: list[dict[str, Any]]) -> str:
+def _remarks(outputs: list[dict[str, Any]], floor: float) -> str:
+    """What a reader must know about the original's outputs to judge a comparison with them."""
     import numpy as np
 
-    names = {
-        n
-        for o in outputs
-        for n, v in o.items()
-        if isinstance(v, np.ndarray) and v.dtype.kind == "f" and not np.isfinite(v).all()
-    }
-    return (
-        f"the original computes NaN or infinity in {', '.join(sorted(names))}, and so does the result" if names else ""
-    )
+    arrays = [(n, v) for o in outputs for n, v in o.items() if isinstance(v, np.ndarray) and v.dtype.kind == "f"]
+    names = sorted({n for n, v in arrays if not np.isfinite(v).all()})
+    remarks = [f"the original computes NaN or infinity in {', '.join(names)}, and so does the result"] if names else []
+    if floor:
+        remarks.append(f"two runs of the original differ by {floor / 4:.1e} of the range")
+    return "; ".join(remarks)
 
 
 def _nearest(graph: Graph, pipeline: Pipeline) -> list[str]:

@@ -178,7 +178,7 @@ class Report:
         return table(self.pass_rows(), "lrl")
 
     def _misses(self) -> str:
-        if self.changed:
+        if self.changed or self.fallback:
             return ""
         if not self.near_misses:
             return "Nothing changed, and no rule came near."
@@ -186,7 +186,9 @@ class Report:
 
 
 def _size_row(name: str, before: int, after: int) -> tuple[str, str, str, str]:
-    change = f"{(after - before) / before:+.1%}" if before and after != before else ""
+    change = f"{(after - before) / before:+.1%}" if before else ""
+    if change in ("+0.0%", "-0.0%"):
+        change = ""
     return name, count(before), count(after), change
 
 

@@ -304,7 +304,7 @@ class _Legalization:
         """The version to state: where most nodes run, and then as near to the wished one as possible, or newer."""
         versions = range(max([self.wished, *self.oldest.values()]), self.target.opset + 1)
         best = self.best(versions)
-        if best is None or best[:2] != (0, 0):  # the wished version and newer ones do not suit all nodes: older ones may
+        if best is None or best[:2] != (0, 0):  # neither the wished version nor a newer one suits all nodes
             self.oldest = {n: oldest_opset(n) for n in self.oldest}
             best = self.best(range(max([OLDEST, *self.oldest.values()]), self.target.opset + 1))
         if best is None:
@@ -316,7 +316,7 @@ class _Legalization:
         return opset
 
     def best(self, versions: Iterable[int]) -> tuple[int, int, bool, int, int] | None:
-        """The best of ``versions``, last in a tuple: its numbers of nodes without and with doubtful support come first."""
+        """The best of ``versions``: kinds of nodes without and with doubtful support, and, at the end, the version."""
         kinds = {(n.op, oldest, _dtypes(n)): (n, oldest) for n, oldest in self.oldest.items()}.values()
 
         def rating(version: int) -> tuple[int, int, bool, int, int]:

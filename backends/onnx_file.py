@@ -2,9 +2,9 @@
 
 Small models are one file. Otherwise the weights go to ``<name>.data``, aligned for mapping; ranges of other files are
 copied by the kernel, computed tensors are computed two at a time, and a few dozen megabytes are all that is ever held.
-All files are written under temporary names and renamed together; the model comes last, and an earlier one is out of the
-way before its weights are exchanged, so that nobody ever reads a model with the weights of another. When the bytes reach
-the disk is left to the system.
+All files are written under temporary names and renamed together; the model comes last, and an earlier one is out of
+the way before its weights are exchanged, so that nobody ever reads a model with the weights of another. When the bytes
+reach the disk is left to the system.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Literal
 
 from google.protobuf.message import EncodeError
+from onnx import ModelProto, TensorProto
 
 from ..ir.convert.proto import to_proto
+from ..ir.convert.wire import GRAPH, INITIALIZER, RAW_DATA, varint
 from ..ir.edit import Transaction, insert, replace
 from ..ir.errors import PlanishError
 from ..ir.graph import Graph, Node, Value
@@ -31,6 +33,7 @@ __all__ = ["save"]
 
 INLINE_LIMIT = 1 << 20  # bytes of weights that a model may hold without a second file
 _SMALL = 1 << 10  # bytes: smaller tensors stay in the model, where shape inference sees them
+_STREAMED = 1 << 16  # bytes: larger tensors are written one by one also where the weights are in the model
 _PAGE = 4096  # alignment of tensors of at least this size, for mapping; of smaller ones, a cache line
 _LINE = 64
 _MAX_MODEL = (1 << 31) - 1  # bytes, of protobuf
@@ -64,8 +67,8 @@ def save(
             share blocks); ``"reference"`` them where they are, which must be below the folder of ``path``; or
             ``"link"`` their files beside the model, if most of their content is in use and the file system can: ONNX
             Runtime reads those, but onnx itself refuses files with several links, the original too while there are
-            two. Tensors that are new are written in any case; large ones that the graph computes from constants are left
-            to the runtime: their nodes are in the file instead.
+            two. Tensors that are new are written in any case; large ones that the graph computes from constants are
+            left to the runtime: their nodes are in the file instead.
 
     Raises:
         PlanishError: it cannot be written. Nothing is left behind then, and earlier files are as they were.
@@ -76,12 +79,11 @@ def save(
             if weights != "copy":
                 _unfold(graph)
             plan = _Plan(graph, files, external, weights)
-            data = to_proto(graph, opset=opset, ir_version=ir_version, external=plan).SerializeToString(deterministic=True)
+            model = to_proto(graph, opset=opset, ir_version=ir_version, external=plan)
             unfolded.rollback()
-            if plan.jobs:
+            if plan.jobs and plan.data_name:
                 _write_data(files.create(plan.data_name), plan.jobs, plan.size)
-            with open(files.create(path.name), "wb", closefd=False) as file:
-                file.write(data)
+            _write_model(files.create(path.name), model, [] if plan.data_name else [t for t, _ in plan.jobs])
             files.commit()
     except EncodeError:
         raise PlanishError(f"{path}: it is larger than 2 GB, or nested deeper, than protobuf allows") from None
@@ -111,8 +113,9 @@ class _Plan:
     """Which tensor goes where: an `ExternalWriter`.
 
     Attributes:
-        jobs: tensors to write to the data file, with their offsets.
+        jobs: tensors to write to the data file, with their offsets; to the model itself if there is no data file.
         size: of the data file.
+        data_name: of the data file, or "".
     """
 
     def __init__(self, graph: Graph, files: _Files, external: bool | Literal["auto"], weights: str):
@@ -122,11 +125,9 @@ class _Plan:
         self.places: dict[Tensor, Place | None] = {}
         self.data_name = ""
         tensors = [t for t in _tensors(graph) if t.dtype is not DType.STRING]
-        size = sum(t.nbytes for t in tensors)
-        if external is False and size > _MAX_MODEL:
-            what = f"{size / 1e9:.1f} GB of weights in one file"
-            raise PlanishError(f"{files.model}: {what}, but protobuf allows 2 GB: use external data")
-        if external is False or (external == "auto" and size < INLINE_LIMIT):
+        if external is False or (external == "auto" and sum(t.nbytes for t in tensors) < INLINE_LIMIT):
+            self.jobs = [(t, 0) for t in tensors if t.nbytes >= _STREAMED]
+            self.places = {t: ("", i, t.nbytes) for i, (t, _) in enumerate(self.jobs)}
             return
         if weights != "copy":
             self._keep(tensors, weights)
@@ -203,8 +204,48 @@ def _source(t: Tensor) -> tuple[int, str, int]:
 # streaming
 
 
+def _write_model(descriptor: int, model: ModelProto, weights: list[Tensor]) -> None:
+    """Write ``model``; its initializers that are marked as external have their data in ``weights``, by offset.
+
+    Those are written tensor by tensor behind the rest of the graph, which is the last field of the model.
+
+    Raises:
+        PlanishError: it is too large.
+    """
+    if not weights:
+        _put(descriptor, memoryview(model.SerializeToString(deterministic=True)), 0)
+        return
+    graph = model.graph
+    initializers = list(graph.initializer)
+    del graph.initializer[:]
+    tail: list[tuple[bytes, Tensor]] = []
+    for t in initializers:
+        if t.data_location != TensorProto.EXTERNAL:
+            graph.initializer.append(t)
+            continue
+        tensor = weights[int(t.external_data[1].value)]
+        t.ClearField("external_data")
+        t.ClearField("data_location")
+        head = t.SerializeToString(deterministic=True) + RAW_DATA + varint(tensor.nbytes)
+        tail.append((INITIALIZER + varint(len(head) + tensor.nbytes) + head, tensor))
+    body = graph.SerializeToString(deterministic=True)
+    model.ClearField("graph")
+    rest = sum(len(head) + tensor.nbytes for head, tensor in tail)
+    start = model.SerializeToString(deterministic=True) + GRAPH + varint(len(body) + rest) + body
+    if len(start) + rest > _MAX_MODEL:
+        what = f"{(len(start) + rest) / 1e9:.1f} GB in one file"
+        raise PlanishError(f"{what}, but protobuf allows 2 GB: use external data")
+    at = _put(descriptor, memoryview(start), 0)
+    jobs = []
+    for head, tensor in tail:
+        at += _put(descriptor, memoryview(head), at)
+        jobs.append((tensor, at))
+        at += tensor.nbytes
+    _write_data(descriptor, jobs, at)
+
+
 def _write_data(descriptor: int, jobs: list[tuple[Tensor, int]], size: int) -> None:
-    """Write tensors to their offsets in an empty file."""
+    """Write tensors to their offsets in a file that will have ``size`` bytes."""
     _allocate(descriptor, size)
     budget = _Budget(_BUDGET)
     tasks: list[Callable[[], None]] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import inspect
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ from ..ir.clone import clone_graph
 from ..ir.dims import fresh, sym
 from ..ir.errors import PlanishError
 from ..ir.graph import Graph
-from ..ir.tensor import Tensor, pack, unpack
+from ..ir.tensor import FileTensor, Tensor, TensorError, pack, unpack
 from ..ir.types import UNKNOWN, DType, SequenceType, TensorType, Type
 from .base import Backend, Executable, LoweringError, import_or_explain
 from .legalize import Stamp, legalize
@@ -84,29 +85,55 @@ def _is_numpy(type_: Type) -> bool:
 
 
 class _Weights:
-    """The tensors that stay outside the model. As an `ExternalWriter`, it numbers them instead of placing them."""
+    """Where ONNX Runtime finds the tensors that are not in the model. It maps files; arrays it copies.
 
-    def __init__(self) -> None:
-        self.tensors: list[Tensor] = []
+    As an `ExternalWriter`, it places tensors in the files that hold them already, and numbers the others.
+    """
+
+    def __init__(self, graph: Graph):
+        self.arrays: list[Tensor] = []
+        files = {t.file for v in graph.constants() if isinstance(t := v.const, FileTensor)}
+        self.files = {f: os.path.realpath(f.path) for f in files if f.is_current}
+        self.folder = _common_folder(self.files.values())
 
     def place(self, tensor: Tensor) -> tuple[str, int, int] | None:
-        """A number as the location of every tensor that is not small."""
+        """File, offset and length of a tensor; None for small ones."""
         if tensor.dtype is DType.STRING or tensor.nbytes < _EXTERNAL:
             return None
-        self.tensors.append(tensor)
-        return f"#{len(self.tensors) - 1}", 0, tensor.nbytes
+        file = self.files.get(tensor.file) if isinstance(tensor, FileTensor) and self.folder else None
+        if file is not None and isinstance(tensor, FileTensor) and tensor.offset * 8 % tensor.dtype.bits == 0:
+            return os.path.relpath(file, self.folder).replace(os.sep, "/"), tensor.offset, tensor.length
+        self.arrays.append(tensor)
+        return f"#{len(self.arrays) - 1}", 0, tensor.nbytes
 
     def attach(self, model: Any, options: Any) -> list[Any]:
-        """Hand the tensors to the session options; returns what must live as long as the session."""
-        names, values = [], []
+        """Tell the session options; returns what must live until there is a session."""
+        if self.folder:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", self.folder)
+        values: dict[str, Any] = {}
+        packed: dict[str, np.ndarray[Any, Any]] = {}
         for initializer in model.graph.initializer:
-            if initializer.external_data:
-                location = next(e.value for e in initializer.external_data if e.key == "location")
-                names.append(initializer.name)
-                values.append(to_ort(self.tensors[int(location[1:])].numpy(), DType(initializer.data_type)))
-        if names:
-            options.add_external_initializers(names, values)
-        return values
+            location = next((e.value for e in initializer.external_data if e.key == "location"), "")
+            if location.startswith("#"):
+                tensor = self.arrays[int(location[1:])]
+                if tensor.dtype.bits < 8:
+                    packed[location] = pack(tensor.numpy(), tensor.dtype)
+                else:
+                    values[initializer.name] = to_ort(tensor.numpy(), tensor.dtype)
+        if values:
+            options.add_external_initializers(list(values), list(values.values()))
+        if packed:
+            sizes = [array.nbytes for array in packed.values()]
+            options.add_external_initializers_from_files_in_memory(list(packed), list(packed.values()), sizes)
+        return [values, packed]
+
+
+def _common_folder(files: Iterable[str]) -> str:
+    """The folder below which all ``files`` are, or ""."""
+    try:
+        return os.path.commonpath([os.path.dirname(f) for f in files])
+    except ValueError:  # no files, or on several drives
+        return ""
 
 
 # sessions
@@ -152,16 +179,14 @@ class _CompiledSession(_Session):
         session: it.
         graph: the lowered graph.
         stamp: the versions in its model.
-        keep: the weights, which the session does not own.
         facts: for the report.
     """
 
-    def __init__(self, session: Any, graph: Graph, stamp: Stamp, keep: Sequence[Any], facts: Mapping[str, Any]):
+    def __init__(self, session: Any, graph: Graph, stamp: Stamp, facts: Mapping[str, Any]):
         outputs = {o.name: v.type for o, v in zip(graph.output_info, graph.outputs, strict=True)}
         super().__init__(session, {v.name: v.type for v in graph.inputs}, outputs, {"opset": stamp.opset, **facts})
         self._graph = graph
         self._stamp = stamp
-        self._keep = keep
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the lowered graph as an ONNX file, before ONNX Runtime's own optimizations."""
@@ -192,20 +217,23 @@ class OnnxRuntime(Backend):
         """A session for ``graph``; for the options see `session_options`."""
         from ..ir.convert.proto import to_proto
 
-        settings = session_options(**options)
+        settings = _checked(options)
         lowered, stamp = self.lower_and_stamp(graph)
-        weights = _Weights()
+        weights = _Weights(lowered)
         model = to_proto(lowered, opset=stamp.opset, ir_version=stamp.ir_version, external=weights)
-        keep = weights.attach(model, settings)
         try:
+            keep = weights.attach(model, settings)
             session = _session(model.SerializeToString(), settings, options.get("providers"))
+            del keep
+        except TensorError:
+            raise
         except Exception as error:
             raise _explain(error, lowered, stamp) from error
-        return _CompiledSession(session, lowered, stamp, keep, options)
+        return _CompiledSession(session, lowered, stamp, options)
 
     def load(self, path: str | os.PathLike[str], **options: Any) -> Executable:
         """A session for an ONNX file as it is."""
-        settings = session_options(**options)
+        settings = _checked(options)
         try:
             session = _session(os.fspath(path), settings, options.get("providers"))
         except Exception as error:
@@ -250,6 +278,13 @@ def session_options(
     for key, value in (config or {}).items():
         options.add_session_config_entry(key, value)
     return options
+
+
+def _checked(options: Mapping[str, Any]) -> Any:
+    unknown = set(options) - set(inspect.signature(session_options).parameters)
+    if unknown:
+        raise PlanishError(f"onnxruntime has no option {min(unknown)!r}")
+    return session_options(**options)
 
 
 def _session(model: bytes | str, options: Any, providers: Sequence[Any] | None) -> Any:

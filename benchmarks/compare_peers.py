@@ -52,7 +52,7 @@ def last_line(text: str) -> str:
 
 
 def run_tool(arguments: list[str]) -> Record:
-    """Run one process. Return its wall ``seconds``, ``cpu_seconds`` and ``peak_mb`` (10^6 bytes), or its ``failure``."""
+    """Run one process: its wall ``seconds``, ``cpu_seconds`` and ``peak_mb`` (10^6 bytes), or its ``failure``."""
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         started = time.perf_counter()
         try:
@@ -180,7 +180,7 @@ def summary(results: Results, tools: list[str]) -> str:
         ]
         for tool in tools
     ]
-    header = ["tool", "nodes / raw", f"seconds / {base}", f"CPU seconds / {base}", f"peak memory / {base}", "sound results"]
+    header = ["tool", "nodes / raw", f"seconds / {base}", f"CPU s / {base}", f"peak MB / {base}", "sound results"]
     return markdown(f"Geometric means over {len(results)} models", header, rows)
 
 

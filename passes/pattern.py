@@ -19,8 +19,8 @@ are the captures::
     lambda q=typed("B H S D"), k=typed("B H T D"): …          # shapes; equal letters are equal dimensions
 
 Commutative operators match in either order, completely (with backtracking). A capture that stands twice must be the
-same value. Attributes that a pattern does not mention must be absent or have their default value; one that it states as its
-default may be absent.
+same value. Attributes that a pattern does not mention must be absent or have their default value; one that it states as
+its default may be absent.
 """
 
 from __future__ import annotations

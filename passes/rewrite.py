@@ -172,6 +172,8 @@ def _fits(old: Value, new: Value, root: Node) -> str | None:
     """
     if not compatible(old.type, new.type):
         return f"the right side is {new.type}, not {old.type}"
+    if (new.producer is None or new.producer.graph is not None) and not edit.dominates(new, root):
+        return f"%{new.name} is defined only after {root.op}"
     a, b = old.type, new.type
     if not isinstance(a, TensorType) or not isinstance(b, TensorType):
         return None
@@ -189,7 +191,9 @@ def _fits(old: Value, new: Value, root: Node) -> str | None:
 
 def _may_equal(old: Dim, new: Dim) -> bool:
     """Whether ``new`` may be trusted to be ``old``, a dimension of a broadcast: equal, or both of unknown size."""
-    return old == new or not (isinstance(old, int) or isinstance(new, int)) and old.is_anonymous and new.mentions_anonymous
+    return old == new or (
+        not (isinstance(old, int) or isinstance(new, int)) and old.is_anonymous and new.mentions_anonymous
+    )
 
 
 def _refines(old: TensorType, new: TensorType, root: Node) -> bool:

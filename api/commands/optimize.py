@@ -41,6 +41,13 @@ __all__ = ["command"]
 )
 @click.option("--no-measure", is_flag=True, help="Do not measure latency.")
 @click.option("--report", metavar="HTML", help="Also write the report as a web page.")
+@click.option(
+    "--weights",
+    type=click.Choice(["copy", "link", "reference"]),
+    default="copy",
+    show_default=True,
+    help="What becomes of weights in files of their own.",
+)
 @click.option("--dump-ir", metavar="DIR", help="Write the graph as text after each pass.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @standard_options
@@ -55,6 +62,7 @@ def command(
     no_measure: bool,
     report: str | None,
     dump_ir: str | None,
+    weights: str,
     as_json: bool,
 ) -> None:
     """Optimize MODEL, compare the result with it, and measure both.
@@ -76,7 +84,7 @@ def command(
         if result.report.ok:
             if show is not None:
                 show(f"writing {output}")
-            result.save(output)
+            result.save(output, weights=weights)
     if report is not None:
         from planish.html import write_report
 

@@ -19,4 +19,14 @@ from .graphs import assert_rewrites, check_pass
 from .samplers import sampler
 from .samplers_nn import __name__ as _registered  # noqa: F401
 
-__all__ = ["RuleError", "RuleReport", "VacuousRule", "all_rules", "assert_rewrites", "check_pass", "check_rule", "rules_of", "sampler"]
+__all__ = [
+    "RuleError",
+    "RuleReport",
+    "VacuousRule",
+    "all_rules",
+    "assert_rewrites",
+    "check_pass",
+    "check_rule",
+    "rules_of",
+    "sampler",
+]

@@ -85,6 +85,7 @@ def check_rule(rule: Rule, *, examples: int = 50, seed: int = 0) -> RuleReport:
             cannot be evaluated.
         VacuousRule: it fired (next to) never.
     """
+    __tracebackhide__ = True  # pytest then shows the message only
     report = RuleReport(rule.name)
     _check_own_examples(rule, report, seed)
     missing = ""
@@ -176,7 +177,7 @@ def _rewrite_and_compare(
         rewrite(graph, [rule], ctx)
     except NotTerminating:
         return 1, _ENDLESS
-    except Exception as error:  # a rule may raise anything but NoMatch and IllTyped only when it is wrong
+    except Exception as error:  # noqa: BLE001 - a rule may raise anything but NoMatch and IllTyped only when it is wrong
         where = traceback.extract_tb(error.__traceback__)[-1]
         return 1, f"it raises {type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
     fired = ctx.results[0].fired[rule.name]
@@ -243,7 +244,14 @@ def _smallest(rule: Rule, failure: _Failure, seed: int, hints: Hints) -> _Failur
 
 
 def _message(rule: Rule, problem: str, left: str, right: str, inputs: Mapping[str, Array], origin: str) -> str:
-    lines = [f"rule {rule.name} is wrong: {problem}", "left side:", left.strip(), "right side:", right.strip(), f"inputs ({origin}):"]
+    lines = [
+        f"rule {rule.name} is wrong: {problem}",
+        "left side:",
+        left.strip(),
+        "right side:",
+        right.strip(),
+        f"inputs ({origin}):",
+    ]
     with np.printoptions(threshold=24, precision=4):
         lines += [f"  {name} = {array.dtype}{list(array.shape)} {array.ravel()}" for name, array in inputs.items()]
     return "\n".join(lines)
@@ -253,6 +261,7 @@ def _message(rule: Rule, problem: str, left: str, right: str, inputs: Mapping[st
 
 
 def _check_own_examples(rule: Rule, report: RuleReport, seed: int, rounds: int = 4) -> None:
+    __tracebackhide__ = True
     from planish.ir.text import parse
 
     for i, text in enumerate(rule.examples):
@@ -304,5 +313,3 @@ def checked(rules: Iterable[Rule], **options: Any) -> list[tuple[Rule, RuleRepor
         except RuleError as error:
             results.append((rule, error))
     return results
-
-

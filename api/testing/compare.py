@@ -17,6 +17,8 @@ def difference(actual: Any, expected: Any, numerics: Numerics, scale: float = 0.
     """What is wrong with ``actual`` as a stand-in for ``expected``; None if nothing is.
 
     Args:
+        actual: an array.
+        expected: the array that it should be.
         numerics: what the rewrite promises.
         scale: the largest finite magnitude among the intermediate values, which bounds what rounding may do.
     """

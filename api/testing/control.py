@@ -43,7 +43,7 @@ def build_if(sketch: Sketch, build: Build) -> Node:
 
 
 def build_loop(sketch: Sketch, build: Build) -> Node:
-    """A Loop over one or two carried values that keep their shape, with few iterations; sometimes it stacks a result."""
+    """A Loop over one or two carried values that keep their shape, a few times; sometimes it stacks a result."""
     draw = sketch.draw
     carried = [sketch.leaf(_data(draw)) for _ in range(draw.pick((1, 1, 2)))]
     body = Graph("body")
@@ -79,5 +79,3 @@ def _flag(sketch: Sketch, value: bool, *, fixed: bool) -> Value:
 
 def _data(draw: Draw) -> Array:
     return draw.array(draw.pick((DType.FLOAT, DType.FLOAT, DType.INT64)), draw.shape(0, 3))
-
-

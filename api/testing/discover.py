@@ -15,14 +15,12 @@ __all__ = ["all_rules", "modules_below"]
 
 def modules_below(package: ModuleType) -> list[ModuleType]:
     """``package`` and all modules in it, imported, sorted by name."""
-    found = [package]
-    for info in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        found.append(importlib.import_module(info.name))
-    return sorted(found, key=lambda module: module.__name__)
+    names = [info.name for info in pkgutil.walk_packages(package.__path__, package.__name__ + ".")]
+    return [package, *(importlib.import_module(name) for name in sorted(names))]
 
 
 def all_rules(package: ModuleType | None = None) -> list[Rule]:
-    """Every rule that a module of ``package`` (default `planish.passes`) defines, each once, by module and then in order."""
+    """Every rule that a module of ``package`` (default `planish.passes`) defines, each once, in order."""
     if package is None:
         package = importlib.import_module("planish.passes")
     return rules_of(*modules_below(package))

@@ -32,7 +32,7 @@ class Draw:
 
     Attributes:
         small: keep everything as small as possible, to find a minimal failing example.
-        special: put NaN, infinities and zeros among floating-point data.
+        special: put NaN, infinities and zeros among floating-point data, and the limits of the type among integers.
         empty: let some dimensions be 0.
         integers: prefer integers as data.
     """
@@ -99,7 +99,11 @@ class Draw:
             return self.numpy.random(shape) < self.pick((0.0, 0.5, 0.5, 0.5, 1.0))
         if dtype.is_integer:
             low = 1 if positive else 0 if not dtype.is_signed else -5
-            return self.numpy.integers(low, 8, shape).astype(dtype.numpy)
+            integers = self.numpy.integers(low, 8, shape).astype(dtype.numpy)
+            if self.special and not positive and integers.size:
+                limits = np.iinfo(dtype.numpy)
+                integers.flat[self.integer(0, integers.size - 1)] = self.pick((limits.min, limits.max))
+            return integers
         if not dtype.is_floating:
             raise Reject(f"no {dtype.text} data")
         array = self.numpy.standard_normal(shape) * 2
@@ -113,7 +117,7 @@ class Draw:
         return np.asarray(array).astype(dtype.numpy)
 
     def broadcast_part(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """A shape that broadcasts to ``shape``: often all of it, else with leading dimensions gone or some of them 1."""
+        """A shape that broadcasts to ``shape``: often all of it, or less at the front, or 1 in places."""
         shape = tuple(shape)
         kind = self.random.random()
         if kind < 0.45:

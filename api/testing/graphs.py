@@ -25,7 +25,7 @@ Passes = Pass | str | Rule | Sequence[Rule]
 
 
 def assert_rewrites(before: str | Graph, passes: Passes, after: str | None) -> Graph:
-    """Assert that ``passes`` make of the graph ``before`` the graph ``after``, up to the names of values and their order.
+    """Assert that ``passes`` make ``after`` of ``before``, up to names of values and the order of independent nodes.
 
     Args:
         before: a graph, or its text.
@@ -38,6 +38,7 @@ def assert_rewrites(before: str | Graph, passes: Passes, after: str | None) -> G
     Raises:
         AssertionError: something else came out; the message shows it.
     """
+    __tracebackhide__ = True
     graph = parse(before) if isinstance(before, str) else before
     expected = clone_graph(graph) if after is None else parse(after)
     run(graph, passes)
@@ -63,6 +64,7 @@ def check_pass(passes: Passes, graph: Graph, inputs: Mapping[str, Any] | None = 
     Raises:
         AssertionError: the result is no valid graph, or computes something else.
     """
+    __tracebackhide__ = True
     arrays = dict(inputs) if inputs is not None else random_inputs(graph, Draw(f"{seed}/check_pass"))
     changed = clone_graph(graph)
     run(changed, passes)

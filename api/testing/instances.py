@@ -92,9 +92,7 @@ def _outputs(sketch: Sketch, roots: list[Node], interior: list[Node], hints: Hin
                 outputs.append(_consumer(sketch, result, hints))
             if not outputs or outputs[-1].producer is root or draw.chance(0.8):
                 outputs.append(result)
-    for node in interior:
-        if draw.chance(0.04):
-            outputs.append(node.results[0])
+    outputs += [node.results[0] for node in interior if draw.chance(0.04)]
     return list(dict.fromkeys(outputs))
 
 
@@ -205,9 +203,14 @@ class _PatternBuilder:
         for capture in _captures(self.rule):
             if capture.dims is None or capture.name in self.captures:
                 continue
-            shape = [int(d) if d.isdigit() else self.draw.dim() if d == "_" else sizes.setdefault(d, self.draw.dim()) for d in capture.dims]
+            shape = [
+                int(d) if d.isdigit() else self.draw.dim() if d == "_" else sizes.setdefault(d, self.draw.dim())
+                for d in capture.dims
+            ]
             dtype = self.draw.dtype([DType.FLOAT, DType.FLOAT, DType.FLOAT16, DType.DOUBLE])
-            self.captures[capture.name] = self._capture(capture, Slot(array=self.draw.array(DType.FLOAT if self.draw.chance(0.8) else dtype, shape)))
+            self.captures[capture.name] = self._capture(
+                capture, Slot(array=self.draw.array(DType.FLOAT if self.draw.chance(0.8) else dtype, shape))
+            )
 
     def _operation(self, pattern: Operation) -> Node:
         owner = pattern.owner
@@ -262,7 +265,13 @@ class _PatternBuilder:
         names = {k for k, v in pattern.attrs.items() if self._is_free(v)}
         rest = pattern.rest is not None
         site = Site(
-            pattern.op, self.draw, slots, more=more, attrs=fixed, free=lambda name: rest or name in names, outputs=pattern.outputs
+            pattern.op,
+            self.draw,
+            slots,
+            more=more,
+            attrs=fixed,
+            free=lambda name: rest or name in names,
+            outputs=pattern.outputs,
         )
         site.least_outputs = self.results_needed.get(pattern.owner, 1)
         return site, operands, plan
@@ -383,5 +392,3 @@ def _results_needed(rule: PatternRule) -> dict[Operation, int]:
     for root in rule.roots:
         visit(root)
     return found
-
-

@@ -19,10 +19,34 @@ from .sketch import Sketch
 
 __all__ = ["Hints", "hints_of", "operand_value"]
 
-_GENERAL = (
-    "Identity Cast Reshape Transpose Squeeze Unsqueeze Relu Neg Add Mul Sub Div Concat Slice Gather Expand Flatten Pad "
-    "Split MatMul ReduceSum ReduceMean Shape Sigmoid Where Clip"
-).split()
+_GENERAL = [
+    "Identity",
+    "Cast",
+    "Reshape",
+    "Transpose",
+    "Squeeze",
+    "Unsqueeze",
+    "Relu",
+    "Neg",
+    "Add",
+    "Mul",
+    "Sub",
+    "Div",
+    "Concat",
+    "Slice",
+    "Gather",
+    "Expand",
+    "Flatten",
+    "Pad",
+    "Split",
+    "MatMul",
+    "ReduceSum",
+    "ReduceMean",
+    "Shape",
+    "Sigmoid",
+    "Where",
+    "Clip",
+]
 _BRANCHES = ("If", "Loop")
 _NUMBERS = (0.0, 1.0, -1.0, 2.0, 0.5, 6.0)
 
@@ -189,7 +213,9 @@ class _Producers:
         perm = self.sketch.perms.get(array.ndim)
         if perm is None or self.draw.chance(0.3):
             perm = self.sketch.perms[array.ndim] = self.draw.permutation(array.ndim)
-        return self.sketch.node("Transpose", [self.source(np.transpose(array, np.argsort(perm)))], {"perm": perm}).result
+        return self.sketch.node(
+            "Transpose", [self.source(np.transpose(array, np.argsort(perm)))], {"perm": perm}
+        ).result
 
     def _reshape(self, array: Array) -> Value:
         source = self.source(array.reshape(factor(self.draw, array.shape)))
@@ -291,5 +317,7 @@ class _Producers:
         return self.sketch.node("Gemm", [left, right, *bias], {k: v for k, v in flips.items() if v}).result
 
 
-_ELEMENTWISE = frozenset(op for op, function in SAMPLERS.items() if function is unary and op not in ("BitwiseNot", "Not", "IsNaN"))
+_ELEMENTWISE = frozenset(
+    op for op, function in SAMPLERS.items() if function is unary and op not in ("BitwiseNot", "Not", "IsNaN")
+)
 _BINARY = frozenset({"Add", "Sub", "Mul", "Div", "Min", "Max", "Pow"})

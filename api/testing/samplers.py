@@ -1,8 +1,8 @@
 """Samplers: how to draw operands and attributes of each operator, so that random left sides are well-typed.
 
-A sampler asks its `Site` for what it needs; what is given by the left side comes back unchanged, what is open is made on the
-spot. Degenerate choices (identity permutations, full slices, neutral elements, one-element axes) are likely on purpose.
-`sampler` registers one for an operator of another package.
+A sampler asks its `Site` for what it needs; what is given by the left side comes back unchanged, what is open is made
+on the spot. Degenerate choices (identity permutations, full slices, neutral elements, one-element axes) are likely on
+purpose. `sampler` registers one for an operator of another package.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def sample(site: Site) -> None:
     """
     found = SAMPLERS.get(site.op)
     if found is None:
-        raise NoSampler(f"no sampler for {site.op}: give the rule examples=[…], or register one with planish.testing.sampler")
+        raise NoSampler(
+            f"no sampler for {site.op}: give the rule examples=[…], or register one with planish.testing.sampler"
+        )
     try:
         found(site)
     except (ValueError, IndexError, ZeroDivisionError, np.exceptions.AxisError) as error:
@@ -94,11 +96,49 @@ def unary(site: Site) -> None:
             site.attr(name, 0.1, 0.2, 0.5, 1.0, 2.0)
 
 
-for _op in (
-    "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Ceil Celu Cos Cosh Elu Erf Exp Floor HardSigmoid HardSwish Identity IsNaN "
-    "LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh "
-    "ThresholdedRelu"
-).split():
+for _op in [
+    "Abs",
+    "Acos",
+    "Acosh",
+    "Asin",
+    "Asinh",
+    "Atan",
+    "Atanh",
+    "BitwiseNot",
+    "Ceil",
+    "Celu",
+    "Cos",
+    "Cosh",
+    "Elu",
+    "Erf",
+    "Exp",
+    "Floor",
+    "HardSigmoid",
+    "HardSwish",
+    "Identity",
+    "IsNaN",
+    "LeakyRelu",
+    "Log",
+    "Mish",
+    "Neg",
+    "Not",
+    "Reciprocal",
+    "Relu",
+    "Round",
+    "Selu",
+    "Shrink",
+    "Sigmoid",
+    "Sign",
+    "Sin",
+    "Sinh",
+    "Softplus",
+    "Softsign",
+    "Sqrt",
+    "Swish",
+    "Tan",
+    "Tanh",
+    "ThresholdedRelu",
+]:
     SAMPLERS[_op] = unary
 
 
@@ -116,7 +156,23 @@ def _is_inf(site: Site) -> None:
 
 
 @sampler(
-    *"Add Sub Mul And Or Xor Equal Less LessOrEqual Greater GreaterOrEqual BitwiseAnd BitwiseOr BitwiseXor PRelu".split()
+    *[
+        "Add",
+        "Sub",
+        "Mul",
+        "And",
+        "Or",
+        "Xor",
+        "Equal",
+        "Less",
+        "LessOrEqual",
+        "Greater",
+        "GreaterOrEqual",
+        "BitwiseAnd",
+        "BitwiseOr",
+        "BitwiseXor",
+        "PRelu",
+    ]
 )
 def _binary(site: Site) -> None:
     broadcast(site, 2)
@@ -178,7 +234,9 @@ def _clip(site: Site) -> None:
     dtype = site.dtype(0)
 
     def bound(low: float) -> Array:
-        choices = [b for b in _BOUNDS if b >= low and (dtype.is_floating or np.isfinite(b)) and (dtype.is_signed or b >= 0)]
+        choices = [
+            b for b in _BOUNDS if b >= low and (dtype.is_floating or np.isfinite(b)) and (dtype.is_signed or b >= 0)
+        ]
         return np.asarray(draw.pick(choices or [max(low, 0)])).astype(dtype.numpy)
 
     low = site.optional(1, lambda: bound(-np.inf), "param", 0.8)
@@ -250,7 +308,7 @@ def encode_target(draw: Draw, source: Sequence[int], target: list[int], allowzer
     for i, d in enumerate(target):
         if i < len(source) and source[i] == d and not allowzero and (d == 0 or draw.chance(0.3)):
             encoded[i] = 0
-    known = [d for d in target]
+    known = list(target)
     if encoded and draw.chance(0.4) and 0 not in known:
         encoded[draw.integer(0, len(encoded) - 1)] = -1
     return ints(encoded)
@@ -351,9 +409,8 @@ def _split(site: Site) -> None:
     given = site.optional(1, sizes, "shape", 0.6)
     if given is None and stated is None and "num_outputs" not in site.fixed:
         site.attrs["num_outputs"] = count
-    elif given is not None:
-        if "num_outputs" in site.attrs or given.size != count or int(given.sum()) != dim:
-            raise Reject("sizes do not fit")
+    elif given is not None and ("num_outputs" in site.attrs or given.size != count or int(given.sum()) != dim):
+        raise Reject("sizes do not fit")
     site.outputs = count
 
 
@@ -388,7 +445,11 @@ def _bounds(draw: Draw, dim: int, steps: bool) -> tuple[int, int, int]:
     step = draw.pick((1, 1, 2, -1, -1, -2, 3)) if steps else 1
     kind = draw.random.random()
     if kind < 0.25:  # all of it
-        return (0, draw.pick((dim, _INT64_MAX, dim + 3)), step) if step > 0 else (draw.pick((dim - 1, -1)), -_INT64_MAX, step)
+        return (
+            (0, draw.pick((dim, _INT64_MAX, dim + 3)), step)
+            if step > 0
+            else (draw.pick((dim - 1, -1)), -_INT64_MAX, step)
+        )
     if kind < 0.35:
         return draw.integer(-dim - 2, dim + 2), draw.integer(-dim - 2, dim + 2), step
     low, high = sorted((draw.integer(0, dim), draw.integer(0, dim)))
@@ -462,7 +523,9 @@ def _expand(site: Site) -> None:
 def _tile(site: Site) -> None:
     draw = site.draw
     x = site.data(0, lambda: draw.array(site.dtype(0), draw.shape(1, 3)))
-    site.data(1, lambda: ints([draw.pick((1, 1, 2, 3)) for _ in x.shape] if draw.chance(0.8) else [1] * x.ndim), "shape")
+    site.data(
+        1, lambda: ints([draw.pick((1, 1, 2, 3)) for _ in x.shape] if draw.chance(0.8) else [1] * x.ndim), "shape"
+    )
 
 
 @sampler("Pad")
@@ -482,7 +545,9 @@ def _pad(site: Site) -> None:
 
     site.data(1, pads, "shape")
     dtype = site.dtype(0)
-    site.optional(2, lambda: np.asarray(draw.pick((0, 0, 1))).astype(dtype.numpy), "param", 0.4 if mode == "constant" else 0.0)
+    site.optional(
+        2, lambda: np.asarray(draw.pick((0, 0, 1))).astype(dtype.numpy), "param", 0.4 if mode == "constant" else 0.0
+    )
     if with_axes:
         site.operand(3, lambda: ints(axes), "shape")
 
@@ -506,7 +571,11 @@ def _constant_of_shape(site: Site) -> None:
     site.data(0, lambda: ints(list(draw.shape(1, 3))), "shape")
     from planish.ir import tensor
 
-    dtype = next(iter(site._dtypes.values()), DType.FLOAT) if not site.is_open(0) else draw.dtype([DType.FLOAT, DType.INT64])
+    dtype = (
+        next(iter(site._dtypes.values()), DType.FLOAT)
+        if not site.is_open(0)
+        else draw.dtype([DType.FLOAT, DType.INT64])
+    )
     dtype = site._dtypes.get(formal_types("ConstantOfShape")[1][0].variable, dtype)
     site.attr("value", tensor(np.array([draw.pick((0, 1, 1, 3))]).astype(dtype.numpy)))
 
@@ -515,7 +584,9 @@ def _constant_of_shape(site: Site) -> None:
 def _range(site: Site) -> None:
     draw = site.draw
     for i, value in enumerate((draw.pick((0, 0, 1)), draw.integer(2, 5), draw.pick((1, 1, 2)))):
-        site.data(i, lambda i=i, v=value: np.asarray(v).astype(site.dtype(i, [DType.INT64, DType.FLOAT]).numpy), "shape")  # type: ignore[misc]
+        site.data(
+            i, lambda i=i, v=value: np.asarray(v).astype(site.dtype(i, [DType.INT64, DType.FLOAT]).numpy), "shape"
+        )  # type: ignore[misc]
 
 
 @sampler("Trilu")
@@ -553,7 +624,9 @@ def _depth_to_space(site: Site) -> None:
 @sampler("OneHot")
 def _one_hot(site: Site) -> None:
     draw = site.draw
-    x = site.data(0, lambda: draw.numpy.integers(0, 3, draw.shape(0, 3)).astype(site.dtype(0, [DType.INT64]).numpy), "data")
+    x = site.data(
+        0, lambda: draw.numpy.integers(0, 3, draw.shape(0, 3)).astype(site.dtype(0, [DType.INT64]).numpy), "data"
+    )
     site.data(1, lambda: np.asarray(4).astype(site.dtype(1, [DType.INT64]).numpy), "shape")
     site.data(2, lambda: np.array([0, 1]).astype(site.dtype(2, [DType.FLOAT, DType.INT64]).numpy), "param")
     site.attr("axis", -1, 0, x.ndim)

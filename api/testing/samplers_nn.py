@@ -81,7 +81,9 @@ def _gemm(site: Site) -> None:
 @sampler("Einsum")
 def _einsum(site: Site) -> None:
     draw = site.draw
-    equation = site.required_attr("equation", "ij,jk->ik", "bij,bjk->bik", "bhid,bhjd->bhij", "i,j->ij", "ij->ji", "ij,ij->i")
+    equation = site.required_attr(
+        "equation", "ij,jk->ik", "bij,bjk->bik", "bhid,bhjd->bhij", "i,j->ij", "ij->ji", "ij,ij->i"
+    )
     sizes = {letter: draw.dim() for letter in "bhijkd"}
     for i, term in enumerate(equation.split("->")[0].split(",")):
         site.data(i, lambda t=term: draw.array(site.dtype(0, [DType.FLOAT]), [sizes[c] for c in t]))  # type: ignore[misc]
@@ -121,7 +123,9 @@ def _conv(site: Site) -> None:
     w = site.data(1, lambda: draw.array(site.dtype(1), (outs, channels // group, *kernel)), "weight")
     dilations, padding = _windows(site, rank, kernel)
     least = [max(1, d * (k - 1) + 1 - p) for d, k, p in zip(dilations, w.shape[2:], padding, strict=True)]
-    x = site.data(0, lambda: draw.array(site.dtype(0), (draw.integer(1, 2), channels, *(n + draw.integer(0, 2) for n in least))))
+    x = site.data(
+        0, lambda: draw.array(site.dtype(0), (draw.integer(1, 2), channels, *(n + draw.integer(0, 2) for n in least)))
+    )
     if x.ndim != w.ndim or any(n < m for n, m in zip(x.shape[2:], least, strict=True)):
         raise Reject("the window is larger than its operand")
     site.optional(2, lambda: draw.array(site.dtype(2), w.shape[:1]), "weight", 0.6)
@@ -134,7 +138,9 @@ def _conv_transpose(site: Site) -> None:
     draw = site.draw
     x = site.data(0, lambda: draw.array(site.dtype(0), (1, draw.integer(1, 2), draw.integer(1, 3), draw.integer(1, 3))))
     rank = x.ndim - 2
-    w = site.data(1, lambda: draw.array(site.dtype(1), (x.shape[1], draw.integer(1, 2), *([draw.integer(1, 3)] * rank))), "weight")
+    w = site.data(
+        1, lambda: draw.array(site.dtype(1), (x.shape[1], draw.integer(1, 2), *([draw.integer(1, 3)] * rank))), "weight"
+    )
     if w.shape[0] != x.shape[1] or w.ndim != x.ndim:
         raise Reject("channels do not fit")
     site.optional(2, lambda: draw.array(site.dtype(2), w.shape[1:2]), "weight", 0.6)
@@ -151,7 +157,9 @@ def _pool(site: Site) -> None:
     kernel = site.required_attr("kernel_shape", lambda: tuple(draw.pick((1, 2, 2, 3)) for _ in range(rank)))
     dilations, padding = _windows(site, rank, kernel)
     least = [max(1, d * (k - 1) + 1 - p) for d, k, p in zip(dilations, kernel, padding, strict=True)]
-    x = site.data(0, lambda: draw.array(site.dtype(0), (1, draw.integer(1, 2), *(n + draw.integer(0, 2) for n in least))))
+    x = site.data(
+        0, lambda: draw.array(site.dtype(0), (1, draw.integer(1, 2), *(n + draw.integer(0, 2) for n in least)))
+    )
     if len(kernel) != x.ndim - 2 or any(n < m for n, m in zip(x.shape[2:], least, strict=True)):
         raise Reject("the window is larger than its operand")
     if site.op == "AveragePool":
@@ -215,7 +223,9 @@ def _lp_normalization(site: Site) -> None:
 # reductions
 
 
-@sampler(*(f"Reduce{kind}" for kind in "Sum Mean Max Min Prod L1 L2 SumSquare LogSum LogSumExp".split()))
+@sampler(
+    *(f"Reduce{kind}" for kind in ["Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "SumSquare", "LogSum", "LogSumExp"])
+)
 def _reduce(site: Site) -> None:
     draw = site.draw
     x = site.data(0, lambda: draw.array(site.dtype(0), draw.shape(), positive=site.op == "ReduceLogSum"))
@@ -228,7 +238,12 @@ def _reduce(site: Site) -> None:
     noop = site.attr("noop_with_empty_axes", 0, 0, 1)
     if not x.size and (given is None or site.op in ("ReduceMax", "ReduceMin", "ReduceMean")):
         raise Reject("a reduction of nothing")
-    if given is not None and not given.size and noop and site.op not in ("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd"):
+    if (
+        given is not None
+        and not given.size
+        and noop
+        and site.op not in ("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd")
+    ):
         raise Reject("the reference is not sure what this means")
 
 

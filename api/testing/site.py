@@ -18,7 +18,27 @@ __all__ = ["OPEN", "Site", "Slot", "formal_types"]
 
 Array = np.ndarray
 # operators for which a one-element operand may stand for any other
-_ONE_ELEMENT = frozenset("Add Sub Mul Div Pow Min Max Clip Where And Or Xor Equal Less Greater LessOrEqual GreaterOrEqual".split())
+_ONE_ELEMENT = frozenset(
+    [
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Pow",
+        "Min",
+        "Max",
+        "Clip",
+        "Where",
+        "And",
+        "Or",
+        "Xor",
+        "Equal",
+        "Less",
+        "Greater",
+        "LessOrEqual",
+        "GreaterOrEqual",
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +73,7 @@ class Slot:
         fill: the number that all elements must equal, if any.
         accept: whether a proposed array will do.
         menu: numbers worth trying as contents.
-        role: what the sampler said it is: "data", "weight" (usually constant), "shape" (small integers whose values matter).
+        role: what the sampler said it is: "data", "weight" or "param" (usually constant), "shape" (whose elements matter).
     """
 
     array: Array | None = None

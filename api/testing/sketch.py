@@ -1,8 +1,8 @@
 """A sketch: a random graph under construction, together with the concrete value of everything in it.
 
-Because the values are known on the way, samplers need no shape inference: they look at arrays. The types in the graph are
-another matter: graph inputs are typed statically, symbolically or not at all, and what inference makes of that is compared
-with the arrays.
+Because the values are known on the way, samplers need no shape inference: they look at arrays. The types in the graph
+are another matter: graph inputs are typed statically, symbolically or not at all, and what inference makes of that is
+compared with the arrays.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from planish.ir import DType, Dim, Graph, Node, Sym, TensorType, Type, Value, constant, edit, fresh, parse_dim, sym
+from planish.ir import Dim, DType, Graph, Node, Sym, TensorType, Type, Value, constant, edit, fresh, parse_dim, sym
 from planish.ir.infer import IllTyped, content_of, infer
 from planish.ir.schema import canonical_opset
 
@@ -108,9 +108,9 @@ class Sketch:
     # leaves
 
     def leaf(self, array: Array, role: str = "data", *, fixed: bool | None = None) -> Value:
-        """An input or a constant that holds ``array``; ``fixed`` says which, otherwise its role makes one more likely."""
+        """An input or a constant that holds ``array``: as ``fixed`` says, or as is usual for its role."""
         if fixed is None:
-            fixed = self.draw.chance(_CONSTANT[role])
+            fixed = self.draw.chance(_CONSTANT[role]) and not (role == "data" and self.draw.small)
         value = self.constant(array) if fixed else self.input(array)
         self.leaves.append(value)
         return value
@@ -159,7 +159,9 @@ class Sketch:
         self.environment[value] = array
         return value
 
-    def node(self, op: str, operands: list[Value | None], attrs: dict[str, Any] | None = None, outputs: int = 1) -> Node:
+    def node(
+        self, op: str, operands: list[Value | None], attrs: dict[str, Any] | None = None, outputs: int = 1
+    ) -> Node:
         """Append a node; evaluates and types it.
 
         Raises:

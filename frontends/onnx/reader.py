@@ -17,12 +17,12 @@ from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto
 
 from ...ir.convert.proto import from_proto
-from ...ir.convert.proto_check import shown
+from ...ir.convert.proto_check import shown, text
 from ...ir.convert.proto_types import dtype_of, static_shape
+from ...ir.convert.wire import Malformed, cut
 from ...ir.errors import ModelError
 from ...ir.graph import Graph
 from ...ir.tensor import DataFile, FileTensor, Tensor, TensorError
-from .wire import Malformed, cut
 
 __all__ = ["ExternalData", "load", "parse"]
 
@@ -83,26 +83,25 @@ def parse(path: Path) -> tuple[ModelProto, ExternalData]:
     if status.st_size > _MAX_SIZE:
         size = f"{status.st_size / 1e9:.1f} GB"
         raise ModelError(f"{size}, but protobuf allows 2 GB: a model of this size keeps its weights in a second file")
-    inline = "" if status.st_size <= _MAPPED else secrets.token_hex(16)
+    files = ExternalData(path)
+    data: bytes | memoryview
     with path.open("rb") as file:
-        if inline:
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
-                head = bytes(view[:64])
-                try:
-                    data = cut(view, inline)
-                except Malformed:
-                    raise ModelError(_looks_like(head)) from None
+        if status.st_size > _MAPPED:
+            inline = secrets.token_hex(16)  # random, so that no model can name it
+            files.files[inline] = DataFile.at(path)
+            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         else:
+            inline = ""
             data = file.read()
-            head = data[:64]
     model = ModelProto()
     try:
-        model.ParseFromString(data)
-    except DecodeError:
-        raise ModelError(_looks_like(head)) from None
-    if not model.HasField("graph") or not model.ir_version:
-        raise ModelError(_looks_like(head))
-    return model, ExternalData(path, inline)
+        model.ParseFromString(cut(data, inline) if isinstance(data, memoryview) else data)
+        complete = model.HasField("graph") and bool(model.ir_version)
+    except (DecodeError, Malformed):
+        complete = False
+    if not complete:
+        raise ModelError(_looks_like(bytes(data[:64])))
+    return model, files
 
 
 def _parse_text(path: Path, size: int) -> ModelProto:
@@ -111,17 +110,17 @@ def _parse_text(path: Path, size: int) -> ModelProto:
     if size > _MAX_TEXT:
         raise ModelError(f"{size / 1e6:.0f} MB of text")
     try:
-        text = path.read_text("utf-8")
+        source = path.read_text("utf-8")
     except UnicodeDecodeError:
         raise ModelError("not UTF-8 text") from None
     depth = deepest = 0
-    for c in text:
+    for c in source:
         depth += (c in "([{<") - (c in ")]}>")
         deepest = max(deepest, depth)
     if deepest > _MAX_TEXT_DEPTH:  # the parser is recursive
         raise ModelError(f"brackets nested deeper than {_MAX_TEXT_DEPTH}")
     try:
-        return onnx.parser.parse_model(text)
+        return onnx.parser.parse_model(source)
     except onnx.parser.ParseError as error:
         raise ModelError(" ".join(str(error).split())) from None
 
@@ -167,16 +166,10 @@ def _looks_like(head: bytes) -> str:
 
 
 class ExternalData:
-    """The files beside a model that hold its weights.
+    """The files beside the model at ``path`` that hold its weights."""
 
-    Args:
-        path: the model.
-        inline: the location that stands for the model's own file; random, so that no model can name it.
-    """
-
-    def __init__(self, path: Path, inline: str = ""):
+    def __init__(self, path: Path):
         self.path = path
-        self.inline = inline
         self.roots: tuple[Path, ...] = ()
         self.files: dict[str, DataFile] = {}  # by location
         self.tensors: dict[tuple[str, int, int, tuple[int, ...]], Tensor] = {}
@@ -187,36 +180,34 @@ class ExternalData:
         Raises:
             ModelError: there is no such file, it must not be read, or its bytes do not fit.
         """
-        entries = {e.key: e.value for e in proto.external_data}
-        shape, dtype = static_shape(proto, proto.name), dtype_of(proto.data_type)
+        entries = {e.key: text(e.value) for e in proto.external_data}
+        name, shape, dtype = text(proto.name), static_shape(proto, proto.name), dtype_of(proto.data_type)
         location = entries.get("location", "")
-        offset = _number(entries, "offset", proto.name) or 0
+        offset = _number(entries, "offset", name) or 0
         key = (location, offset, dtype, shape)
         found = self.tensors.get(key)
         if found is not None:
             return found
         if not dtype.bits:
-            raise ModelError(f"tensor {shown(proto.name)}: {dtype.text} data cannot lie in another file")
+            raise ModelError(f"tensor {shown(name)}: {dtype.text} data cannot lie in another file")
         file = self.files.get(location)
         if file is None:
             file = self.files[location] = self._open(location)
         try:
-            t = FileTensor(file, offset, dtype, shape, proto.name)
+            t = FileTensor(file, offset, dtype, shape, name)
         except TensorError as error:
             raise ModelError(str(error)) from None
-        length = _number(entries, "length", proto.name)
+        length = _number(entries, "length", name)
         if length is None:
             length = file.size - offset
         if t.length != length:
-            what = f"tensor {shown(proto.name)} is {t.type}, {t.length} bytes"
+            what = f"tensor {shown(name)} is {t.type}, {t.length} bytes"
             raise ModelError(f"{what}, but has {length} in {file.path.name}")
         self.tensors[key] = t
         return t
 
     def _open(self, location: str) -> DataFile:
         """The file at ``location``, if it may be read."""
-        if self.inline and location == self.inline:
-            return DataFile.at(self.path.resolve())
         if not location or "\0" in location:
             raise ModelError(f"a tensor has its data in a file called {shown(location)}")
         for flavour in (PurePosixPath(location), PureWindowsPath(location)):
@@ -239,9 +230,9 @@ class ExternalData:
 
 
 def _number(entries: dict[str, str], key: str, name: str) -> int | None:
-    text = entries.get(key)
-    if text is None:
+    digits = entries.get(key)
+    if digits is None:
         return None
-    if not (text.isascii() and text.isdigit() and len(text) < 19):
-        raise ModelError(f"tensor {shown(name)}: external data with {key} {text[:40]!r}")
-    return int(text)
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 19):
+        raise ModelError(f"tensor {shown(name)}: external data with {key} {shown(digits)}")
+    return int(digits)

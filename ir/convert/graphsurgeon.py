@@ -2,7 +2,8 @@
 
 Constants share their planish tensor until a script reads their ``values``: then they have a copy of their own, which
 may be written to. Those not read come back as the same tensor objects. Lost on the way are what GraphSurgeon does not
-keep: doc strings, metadata, and the shapes of tensors in sequences. Importing this module needs the package ``onnx_graphsurgeon``.
+keep: doc strings, metadata, and the shapes of tensors in sequences. Importing this module needs the package
+``onnx_graphsurgeon``.
 """
 
 from __future__ import annotations

@@ -75,6 +75,9 @@ class _Theirs(onnx_ir.LazyTensor):
     def _load(self) -> onnx_ir.TensorProtocol:
         return onnx_ir.Tensor(self.source.numpy(), self.dtype, shape=self.shape, name=self.name)
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        return np.array(self.source.numpy(), dtype, copy=copy)
+
     def tobytes(self) -> bytes:
         """The raw data."""
         return b"".join(self.source.chunks())

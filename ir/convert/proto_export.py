@@ -136,7 +136,8 @@ class _Exporter:
         for value in graph.inputs:
             _write_info(proto.input.add(), names[value], value.type, value.metadata)
             if value.default is not None:
-                tensor_to_proto(value.default, proto.initializer.add(), names[value], self.external)
+                external = None if nested else self.external
+                tensor_to_proto(value.default, proto.initializer.add(), names[value], external)
         for node in graph.nodes:
             self.node(node, proto.node.add())
             for value in node.results:

@@ -64,7 +64,7 @@ def _broadcast(elements: Content, shape: Sequence[int], to: Sequence[int]) -> Co
 
 
 def _operands(node: Node, count: int) -> list[Content] | None:
-    """The contents of the first ``count`` operands, each broadcast to the shape of the result; None if one is unknown."""
+    """The first ``count`` operands' contents, each broadcast to the shape of the result; None if any is unknown."""
     to = _result_shape(node)
     found: list[Content] = []
     for i in range(count):

@@ -36,9 +36,9 @@ _POWERS = dtypes("FLOAT16 FLOAT DOUBLE BFLOAT16 INT32 INT64")
 
 _UNARY: dict[DTypes, str] = {
     FLOATS: (
-        "Acos Acosh Asin Asinh Atan Atanh Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid HardSwish LRN LeakyRelu Log "
-        "MeanVarianceNormalization Mish Reciprocal Round Selu Sigmoid Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh "
-        "ThresholdedRelu"
+        "Acos Acosh Asin Asinh Atan Atanh Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid HardSwish LRN "
+        "LeakyRelu Log MeanVarianceNormalization Mish Reciprocal Round Selu Sigmoid Sin Sinh Softplus Softsign "
+        "Sqrt Swish Tan Tanh ThresholdedRelu"
     ),
     SIGNED: "Neg Relu",
     NUMERIC: "Abs Shrink Sign",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from functools import cache
 from typing import TypeVar
 
 from ..dims import Dim, Sym, is_known
@@ -48,8 +49,6 @@ _FAMILIES = (  # modules with rules
     "sequences",
     "contents",
 )
-_loaded = False
-
 MAX_CONTENT = 64  # elements: larger integer tensors are data, not shapes
 
 # By element type, the range of the integers that `Value.content` describes; None for all others.
@@ -143,11 +142,10 @@ def scalar_content(value: Value | None) -> Dim | None:
     return elements[0] if elements is not None and len(elements) == 1 else None
 
 
+@cache
 def _load_rules() -> None:
-    global _loaded
     for family in _FAMILIES:
         importlib.import_module(f".{family}", __package__)
-    _loaded = True
 
 
 def _guarded(rule: Callable[[Node], R], node: Node) -> R:
@@ -226,8 +224,7 @@ def infer_types(node: Node) -> tuple[Type, ...]:
     Raises:
         IllTyped: the operands or attributes contradict the operator.
     """
-    if not _loaded:
-        _load_rules()
+    _load_rules()
     rule = _TYPING.get(node.op)
     if rule is None:
         from .fallback import infer_with_onnx

@@ -71,7 +71,7 @@ def _gather_nd(node: Node) -> Type:
     return TensorType(data.dtype, at[:-1] + shape[batch + at[-1] :])
 
 
-@typing("ScatterElements", "Scatter")
+@typing("ScatterElements")
 def _scatter_elements(node: Node) -> Type:
     data, indices, updates = (operand_type(node, i) for i in range(3))
     check_dtype(node, indices.dtype, INDICES)

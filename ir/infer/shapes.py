@@ -51,7 +51,7 @@ def _unknown_target(shape: Shape | None, length: int) -> Shape:
 def reshaped(shape: Shape | None, wanted: Content, *, allow_zero: bool = False) -> Shape:
     """The shape that Reshape gives to a tensor of ``shape`` for the target ``wanted``.
 
-    A symbolic element of ``wanted`` is taken for a size that is not zero: the zero that means "copy" is written as such.
+    A symbolic element of ``wanted`` is taken for a size other than zero: the zero that means "copy" is written as such.
     """
     dims: list[Dim] = []
     open_at = -1  # where -1 stands, or the only element that may be -1
@@ -358,10 +358,9 @@ def slice_size(size: Dim, start: Dim, end: Dim, step: Dim) -> Dim:
     if type(size) is int and type(start) is int and type(end) is int:
         return _static_slice(size, start, end, step)
     if step < 0:
-        if type(start) is int and start >= _HUGE or start == -1:
-            if type(end) is int and end <= -_HUGE:
-                return ceil_div(size, -step)
-        return fresh()
+        from_last = start == -1 or (type(start) is int and start >= _HUGE)
+        to_first = type(end) is int and end <= -_HUGE
+        return ceil_div(size, -step) if from_last and to_first else fresh()
     first, last = _from_front(start, size), _from_front(end, size)
     if first is None or last is None:
         return fresh()

@@ -122,7 +122,7 @@ def near_misses(graph: Graph, rules: Iterable[Rule]) -> list[NearMiss]:
     for rule, anchor, (reached, reason, node) in explain_rules(graph, rules):
         size = min((_size(root) for root in rule.roots), default=0) if isinstance(rule, PatternRule) else 0
         found.append(NearMiss(rule.name, anchor, reached, size, reason, node))
-    return sorted(found, key=lambda miss: -miss.reached / max(miss.size, miss.reached))
+    return sorted(found, key=lambda miss: (not miss.is_close, -miss.reached / max(miss.size, miss.reached)))
 
 
 def _size(pattern: Pattern | None) -> int:

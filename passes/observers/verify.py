@@ -60,6 +60,7 @@ class Verify(Observer):
         samples: inputs by name; without any, only the structure is verified.
         each: verify after each pass; otherwise only the declared numerics are kept, for a comparison at the end.
         tolerance: what to allow instead of the declared numerics.
+        floor: what to allow in any case, because two runs of the original differ by as much.
 
     Attributes:
         reference: the outputs of the original graph, once they have been needed.
@@ -67,10 +68,13 @@ class Verify(Observer):
 
     judges = True
 
-    def __init__(self, samples: Sequence[Arrays] = (), *, each: bool = True, tolerance: float | None = None):
+    def __init__(
+        self, samples: Sequence[Arrays] = (), *, each: bool = True, tolerance: float | None = None, floor: float = 0.0
+    ):
         self.samples = samples
         self.each = each
         self.fixed_tolerance = tolerance
+        self.floor = floor
         self.reference: list[dict[str, Any]] | None = None
         self._accepted: list[dict[str, Any]] = []  # outputs before the current pass
         self._pending: list[dict[str, Any]] | None = None  # outputs after it, until it is known to stand
@@ -107,7 +111,7 @@ class Verify(Observer):
         allowed = self._tolerance_of(len(ctx.results))
         if allowed is not None:
             difference, name = largest_difference(outputs, self._accepted)
-            if difference > allowed and difference > noise_floor(graph):
+            if difference > max(allowed, self.floor) and difference > noise_floor(graph):
                 raise Failure(f"output {name!r} changes by {difference:.1e} of its range, more than {allowed:.0e}")
         return outputs
 

@@ -264,3 +264,22 @@ def test_the_fast_path_loads_no_runtime(model, tmp_path):
         "planish.passes.observers.verify",
     }
     assert loaded & heavy == set()
+
+
+def test_the_light_onnx_becomes_whole_when_asked():
+    code = """
+import sys
+from planish.light_onnx import install
+install()
+import onnx
+from onnx import ModelProto
+assert "onnx.checker" not in sys.modules
+assert onnx.defs.get_schema("Relu").name == "Relu"
+assert onnx.load is not None and onnx.__version__
+text = '<ir_version: 8, opset_import: ["" : 17]> g (float[1] x) => (float[1] y) { y = Relu (x) }'
+onnx.checker.check_model(onnx.parser.parse_model(text))
+assert onnx.ModelProto is ModelProto
+assert not hasattr(onnx, "nonsense")
+install()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import planish
-from planish.ir import DType, constant, edit, op, tensor_type
+from planish.ir import DType, constant, edit, op, sym, tensor_type
 from planish.optimizer import optimize
 from planish.passes import Pass, Pipeline, RewritePass, rule
 
@@ -134,6 +134,28 @@ def test_nan_on_both_sides_is_equal_and_reported(tiny):
     verification = optimize(graph, "simplify", measure=False).report.verification
     assert verification.verdict == "passed"
     assert "NaN or infinity in y" in verification.note
+
+
+def test_a_model_with_random_numbers_is_not_held_to_more_than_its_own_runs(tiny):
+    def build(x):
+        return op.Add(op.Relu(op.Relu(x)), op.RandomUniformLike(x))
+
+    graph = tiny.graph(build, ("x", tensor_type(DType.FLOAT, 100)))
+    report = optimize(graph, "simplify", measure=False).report
+    assert report.verification.verdict == "passed"
+    assert "two runs of the original differ" in report.verification.note
+    assert not report.rolled_back
+
+
+def test_an_original_that_differs_from_its_file_is_told_from_a_wrong_pass(tiny, model, monkeypatch):
+    from planish import comparison
+
+    real = comparison.compile_model
+    other = tiny.graph(lambda x: op.MatMul(x, tiny.weights(8, 4)), ("x", tensor_type(DType.FLOAT, sym("batch"), 8)))
+    monkeypatch.setattr(comparison, "compile_model", lambda m, g, e: real(None, other if m is not None else g, e))
+    report = optimize(model, "fold-constants", measure=False).report
+    assert not report.ok
+    assert "before any pass" in report.failure
 
 
 def test_a_model_that_does_not_run_is_checked_in_structure_only_and_that_is_said(tiny):

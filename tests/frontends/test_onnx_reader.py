@@ -20,6 +20,7 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from planish.frontends.onnx import load, reader
 from planish.ir import ArrayTensor, FileTensor, Graph, TensorError
 from planish.ir.convert.proto import to_proto
+from planish.ir.convert.wire import varint
 from planish.ir.errors import ModelError, PlanishError
 
 HEADER = '<ir_version: 10, opset_import: ["": 21]>\n'
@@ -28,18 +29,22 @@ WEIGHT = np.array([1, 2, 3, 4], np.float32)
 
 
 def external(folder: Path, data: bytes | None = WEIGHT.tobytes(), **entries: str | int) -> Path:
-    """A model with its weight in ``w.bin``, described by ``entries``."""
+    """A model file with its weight in ``w.bin``, described by ``entries``."""
+    if data is not None:
+        (folder / "w.bin").write_bytes(data)
+    path = folder / "m.onnx"
+    path.write_bytes(external_model(**entries).SerializeToString())
+    return path
+
+
+def external_model(**entries: str | int) -> ModelProto:
     model = onnx.parser.parse_model(ADD)
     (w,) = model.graph.initializer
     w.ClearField("float_data")
     w.data_location = TensorProto.EXTERNAL
     for key, value in {"location": "w.bin", **entries}.items():
         w.external_data.add(key=key, value=str(value))
-    if data is not None:
-        (folder / "w.bin").write_bytes(data)
-    path = folder / "m.onnx"
-    path.write_bytes(model.SerializeToString())
-    return path
+    return model
 
 
 def weight(graph: Graph) -> np.ndarray:
@@ -138,7 +143,25 @@ def test_large_weights_inside_stay_in_the_file(tmp_path: Path, monkeypatch: pyte
     np.testing.assert_array_equal(numpy_helper.to_array(result.graph.initializer[0]), big)
 
 
-def test_a_model_cannot_name_its_own_file_as_planish_does(tmp_path: Path) -> None:
+def test_absurd_models_are_refused_in_time(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"\x3a" + varint(20 << 20) + b"\x0a\x00" * (10 << 20))  # ten million empty nodes
+    refused(path, "not an ONNX model")
+
+
+def test_elements_that_are_fields_of_their_own(tmp_path: Path) -> None:
+    count = 1 << 20
+    model = onnx.parser.parse_model(ADD.replace("float[4] w", f"float[{count}] w"))
+    model.graph.initializer[0].ClearField("float_data")
+    t = model.graph.initializer.pop().SerializeToString() + b"\x25\0\0\x80\x3f" * count  # not packed
+    graph = model.graph.SerializeToString() + b"\x2a" + varint(len(t)) + t
+    model.ClearField("graph")
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model.SerializeToString() + b"\x3a" + varint(len(graph)) + graph)
+    np.testing.assert_array_equal(weight(load(path)), np.ones(count, np.float32))
+
+
+def test_a_model_may_name_its_own_file(tmp_path: Path) -> None:
     assert isinstance(
         next(iter(load(external(tmp_path, location="m.onnx", length=16)).constants())).const, FileTensor
     )  # harmless
@@ -343,6 +366,7 @@ def corpus() -> list[bytes]:
         *small[::6],
         onnx.parser.parse_model(ADD).SerializeToString(),
         onnx.parser.parse_model(EVERYTHING).SerializeToString(),
+        external_model(offset=4, length=16).SerializeToString(),
     ]
 
 
@@ -407,7 +431,9 @@ def check_anything(path: Path, content: bytes) -> None:
 
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("fuzz") / "m.onnx"
+    folder = tmp_path_factory.mktemp("fuzz")
+    (folder / "w.bin").write_bytes(bytes(64))
+    return folder / "m.onnx"
 
 
 BASES = corpus()

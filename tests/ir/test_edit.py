@@ -1,6 +1,7 @@
 """Edits: each of them, its undo, transactions, order and dominance; then random edits against a snapshot."""
 
 import random
+from itertools import pairwise
 
 import pytest
 from hypothesis import settings
@@ -119,7 +120,7 @@ def test_erase_and_undo(graph):
 
 def test_erase_refuses(graph):
     nodes = nodes_of(graph)
-    with pytest.raises(EditError, match="%b is used by If|%b is used by Abs|%b is used by Sub"):
+    with pytest.raises(EditError, match="%b is used by"):
         edit.erase(nodes["b"])
     with pytest.raises(EditError, match="it is the return"):
         edit.erase(graph.ret)
@@ -242,10 +243,15 @@ def test_events_of_nested_graphs_reach_the_root(graph):
 
 def test_exception_rolls_back(graph):
     nodes = nodes_of(graph)
-    with pytest.raises(RuntimeError, match="stop"), transaction(graph):
-        edit.replace(nodes["b"].result, nodes["a"].result)
-        edit.erase(nodes["b"])
-        raise RuntimeError("stop")
+
+    def run():
+        with transaction(graph):
+            edit.replace(nodes["b"].result, nodes["a"].result)
+            edit.erase(nodes["b"])
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        run()
     assert str(graph) == TEXT
     assert not graph.listeners
     verify(graph)
@@ -300,12 +306,17 @@ def test_inner_rollback_then_outer(graph):
 
 def test_inner_exception_then_outer(graph):
     nodes = nodes_of(graph)
-    with pytest.raises(EditError), transaction(graph):
-        edit.set_operand(nodes["y"], 0, nodes["a"].result)
-        edit.erase(nodes["d"])
+
+    def run():
         with transaction(graph):
-            edit.insert(Node("Neg", [nodes["a"].result], results=[FLOAT4]), nodes["y"])
-            edit.erase(nodes["a"])
+            edit.set_operand(nodes["y"], 0, nodes["a"].result)
+            edit.erase(nodes["d"])
+            with transaction(graph):
+                edit.insert(Node("Neg", [nodes["a"].result], results=[FLOAT4]), nodes["y"])
+                edit.erase(nodes["a"])
+
+    with pytest.raises(EditError, match="cannot erase Add"):
+        run()
     assert str(graph) == TEXT
     verify(graph)
 
@@ -368,7 +379,7 @@ def test_order_after_many_insertions_at_one_place(graph):
     assert len(graph) == 3004
     verify(graph, types=False)
     orders = [n.order for n in graph] + [graph.ret.order]
-    assert all(a < b for a, b in zip(orders, orders[1:], strict=False))
+    assert all(a < b for a, b in pairwise(orders))
 
 
 def test_order_after_insertions_in_front(graph):
@@ -465,9 +476,8 @@ class Edits(RuleBasedStateMachine):
 
     @rule(seed=NUMBERS)
     def insert_copy(self, seed):
-        rng = random.Random(seed)
-        node = rng.choice(list(self.graph.walk()))
-        if not all(o is None or dominates(o, node) for o in node.operands):
+        node = self.choose(seed, self.graph.walk())
+        if node is None:
             return
         copy = clone_node(node, {})
         for inner in (copy, *(n for g in copy.graphs for n in g.walk())):
@@ -489,7 +499,9 @@ class Edits(RuleBasedStateMachine):
     @rule(seed=NUMBERS)
     def replace(self, seed):
         rng = random.Random(seed)
-        old = rng.choice([r for n in self.graph.walk() for r in n.results])
+        old = self.choose(seed, (r for n in self.graph.walk() for r in n.results))
+        if old is None:
+            return
         new = rng.choice(self.available(old.producer))
         if all(dominates(new, user) for user in old.users):
             edit.replace(old, new)

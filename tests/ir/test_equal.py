@@ -25,7 +25,13 @@ def test_equal_to_itself_and_to_a_copy():
 
 
 def test_names_inside_do_not_count():
-    other = BASE.replace(" a =", " q =").replace("(a)", "(q)").replace(" w", " weight").replace("(u)", "(v)").replace(" u ", " v ")
+    other = (
+        BASE.replace(" a =", " q =")
+        .replace("(a)", "(q)")
+        .replace(" w", " weight")
+        .replace("(u)", "(v)")
+        .replace(" u ", " v ")
+    )
     assert difference(parse(BASE), parse(other)) is None
 
 
@@ -91,7 +97,8 @@ def test_isomorphic_sees_which_input_and_depth():
     a = parse("g (float x, float z) => (float y) { y = Sub (x, z) }")
     b = parse("g (float x, float z) => (float y) { y = Sub (z, x) }")
     assert not isomorphic(a, b)
-    inner = "g (bool c, float x) => (float y) { y = If (c) <then_branch = t () => (u) { u = Neg (%s) }, else_branch = e () => (u) { u = Abs (x) }> }"
+    branches = "then_branch = t () => (u) { u = Neg (%s) }, else_branch = e () => (u) { u = Abs (x) }"
+    inner = f"g (bool c, float x) => (float y) {{ y = If (c) <{branches}> }}"
     assert isomorphic(parse(inner % "x"), parse(inner % "x"))
     other = parse(inner % "x")
     branch = next(iter(other)).graphs[0]
@@ -108,7 +115,14 @@ def test_unknown_sizes_equal_one_another():
 
 def test_attribute_kinds():
     text = "g (x) => (y) { y = com.example.F <a = %s> (x) }"
-    pairs = [("1", "1.0"), ("[1]", "[1.0]"), ('"1"', "1"), ("[1, 2]", "[1]"), ("float[1] {1}", "float {1}"), ("float", "float[1]")]
+    pairs = [
+        ("1", "1.0"),
+        ("[1]", "[1.0]"),
+        ('"1"', "1"),
+        ("[1, 2]", "[1]"),
+        ("float[1] {1}", "float {1}"),
+        ("float", "float[1]"),
+    ]
     for a, b in pairs:
         assert not equal(parse(text % a), parse(text % b))
         assert equal(parse(text % a), parse(text % a))

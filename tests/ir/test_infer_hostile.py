@@ -25,6 +25,7 @@ from planish.ir import (
     sym,
     tensor_type,
 )
+from planish.ir.edit import insert
 from planish.ir.infer import IllTyped, infer
 from planish.ir.infer.engine import _TYPING, infer_contents, infer_types
 
@@ -49,7 +50,16 @@ TYPES = [
     SequenceType(tensor_type(DType.FLOAT, None, 2)),
     SequenceType(UNKNOWN),
 ]
-CONTENTS: list[list[int]] = [[], [0], [-1], [3, -1, 0], [HUGE, HUGE], [-(1 << 63), (1 << 63) - 1], [1] * 40, [7, 7, 7, 7]]
+CONTENTS: list[list[int]] = [
+    [],
+    [0],
+    [-1],
+    [3, -1, 0],
+    [HUGE, HUGE],
+    [-(1 << 63), (1 << 63) - 1],
+    [1] * 40,
+    [7, 7, 7, 7],
+]
 ATTRIBUTES = st.one_of(
     st.sampled_from([-(1 << 70), -HUGE, -1, 0, 1, 2, 7, HUGE, 1 << 70]),
     st.sampled_from(["", "axis", "NOTSET", "SAME_UPPER", "VALID", "ij,jk->ik", "...i->", "->", "💥"]),
@@ -57,12 +67,12 @@ ATTRIBUTES = st.one_of(
     st.lists(st.sampled_from([-HUGE, -1, 0, 1, 2, HUGE]), max_size=5).map(tuple),
     st.sampled_from([None, b"\xff", ("a",), (1.5,), UNKNOWN]),
 )
-NAMES = (
-    "allowzero auto_pad axes axis batch_dims block_size blocksize ceil_mode dilations direction dtype end equation group "
-    "hidden_size k keepdims kernel_shape keep_aspect_ratio_policy kv_num_heads layout mode new_axis num_groups num_outputs "
-    "num_scan_inputs output_dtype output_padding output_shape pads perm q_num_heads sample_size scan_input_axes shape start "
-    "stash_type strides to transA transB value value_int value_ints"
-).split()
+NAMES = """
+    allowzero auto_pad axes axis batch_dims block_size blocksize ceil_mode dilations direction dtype end equation
+    group hidden_size k keepdims kernel_shape keep_aspect_ratio_policy kv_num_heads layout mode new_axis num_groups
+    num_outputs num_scan_inputs output_dtype output_padding output_shape pads perm q_num_heads sample_size
+    scan_input_axes shape start stash_type strides to transA transB value value_int value_ints
+""".split()  # noqa: SIM905
 
 
 @st.composite
@@ -82,7 +92,7 @@ def operands(draw: Any) -> list[Value | None]:
     return [one() for _ in range(draw(st.integers(0, 5)))]
 
 
-@settings(max_examples=4000, deadline=2000)
+@settings(max_examples=800, deadline=None)
 @given(
     name=st.sampled_from(OPS),
     values=operands(),
@@ -155,8 +165,6 @@ def test_nested_loops_do_not_explode() -> None:
             outer.add_input(TensorType(type_, ()), name)
         x = outer.add_input(UNKNOWN, "x")
         grown = op.Concat(x, x, axis=0) if body is None else Node("Loop", [None, None, x], {"body": body}).result
-        from planish.ir.edit import insert
-
         assert grown.producer is not None
         insert(grown.producer, outer.ret)
         outer.set_outputs([outer.inputs[1], grown])
@@ -165,7 +173,7 @@ def test_nested_loops_do_not_explode() -> None:
     loop = Node("Loop", [None, None, Value(tensor_type(DType.FLOAT, 3, 4))], {"body": body})
     infer(loop, strict=False)
     assert time.perf_counter() - start < 5
-    assert loop.result.shape in (None, (loop.result.shape or (0,))[0:1] + (4,))
+    assert loop.result.type in (TensorType(DType.FLOAT, None), UNKNOWN)
 
 
 def test_unreadable_constants_are_unknown(tmp_path: Any) -> None:

@@ -1,8 +1,8 @@
 """Inference of generated nodes against what onnxruntime computes, with static and with symbolic shapes.
 
 Every example is one node with concrete arrays. It is typed with the shapes and small integers as they are, and again
-with some of the sizes and elements replaced by symbols. Where the runtime has a result, inference must not call the node
-ill-typed, and all that it states, with the sizes put in, must be what the result has.
+with some of the sizes and elements replaced by symbols. Where the runtime has a result, inference must not call the
+node ill-typed, and all that it states, with the sizes put in, must be what the result has.
 """
 
 from __future__ import annotations

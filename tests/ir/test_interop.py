@@ -26,17 +26,21 @@ from planish.ir.convert.networkx import from_networkx, to_networkx  # noqa: E402
 from planish.ir.convert.onnx_ir import from_onnx_ir, to_onnx_ir  # noqa: E402
 
 TEXT = """main (float[N,4] x, bool c) => (float[N,4] y, float[4] z) <
-  float[4] w = {1, 2, 3, 4}, int4[3] q = {33, 3}, string[2] s = {"a", "b"}, bfloat16[2] h = {16256, 16384}
+  float[4] w = {1, 2, 3, 4},
+  int4[3] q = {33, 3}, string[2] s = {"a", "b"}, bfloat16[2] h = {16256, 16384}, float top = {2}
 > {
   a = Add (x, w)
   b = If (c) <
     then_branch = t () => (float[N,4] u) { u = Mul (a, w) },
     else_branch = e () => (float[N,4] u) {
-      u = If (c) <then_branch = t2 () => (float[N,4] v) { v = Abs (x) }, else_branch = e2 () => (float[N,4] v) { v = Sub (a, w) }>
+      u = If (c) <
+        then_branch = t2 () => (float[N,4] v) { v = Abs (x) },
+        else_branch = e2 () => (float[N,4] v) { v = Sub (a, w) }
+      >
     }
   >
   y, extra = com.example.F <v = float[2] {1, 2}, n = [1.5, 2.0], k = "text"> (b, "", q, s, h, w)
-  z = Clip (w, "", w)
+  z = Clip (w, "", top)
 }"""
 
 
@@ -109,7 +113,7 @@ def test_onnx_ir_saves_what_it_got(graph, tmp_path):
 def test_onnx_ir_model_of_others():
     array = np.ones((3, 4), np.float32)
     shared = ir.tensor(array, name="w")
-    x = ir.Input("x", ir.Shape(["N", 4]), ir.TensorType(ir.DataType.FLOAT))
+    x = ir.Value(name="x", shape=ir.Shape(["N", 4]), type=ir.TensorType(ir.DataType.FLOAT))
     values = [ir.Value(name=n, const_value=shared, shape=ir.Shape([3, 4]), type=x.type) for n in ("w1", "w2")]
     const = ir.node("Constant", [], attributes={"value": ir.tensor(np.full((3, 4), 2, np.float32))})
     first = ir.node("Add", [values[0], const.outputs[0]])
@@ -131,7 +135,9 @@ def test_onnx_ir_model_of_others():
 def test_onnx_ir_restores_the_model_after_an_error():
     value = ir.Value(name="w", const_value=ir.tensor(np.ones(3, np.float32)))
     node = ir.node("Neg", [value])
-    model = ir.Model(ir.Graph([], node.outputs, nodes=[node], initializers=[value], opset_imports={"": 21}), ir_version=10)
+    model = ir.Model(
+        ir.Graph([], node.outputs, nodes=[node], initializers=[value], opset_imports={"": 21}), ir_version=10
+    )
     node.outputs[0].name = None
     before = value.const_value
     with pytest.raises(ModelError):
@@ -142,11 +148,15 @@ def test_onnx_ir_restores_the_model_after_an_error():
 def test_onnx_ir_external_tensors(tmp_path):
     array = np.arange(2000, dtype=np.float32)
     (tmp_path / "data").write_bytes(bytes(8) + array.tobytes())
-    external = ir.ExternalTensor("data", 8, 8000, ir.DataType.FLOAT, shape=ir.Shape([2000]), name="w", base_dir=tmp_path)
+    external = ir.ExternalTensor(
+        "data", 8, 8000, ir.DataType.FLOAT, shape=ir.Shape([2000]), name="w", base_dir=tmp_path
+    )
     value = ir.Value(name="w", const_value=external)
     node = ir.node("Neg", [value])
     node.outputs[0].name = "y"
-    model = ir.Model(ir.Graph([], node.outputs, nodes=[node], initializers=[value], opset_imports={"": 21}), ir_version=10)
+    model = ir.Model(
+        ir.Graph([], node.outputs, nodes=[node], initializers=[value], opset_imports={"": 21}), ir_version=10
+    )
     t = from_onnx_ir(model).constants()[0].const
     assert (t.dtype, t.shape, t.nbytes) == (DType.FLOAT, (2000,), 8000)
     assert t.numpy().tolist() == array.tolist()
@@ -165,10 +175,9 @@ def test_graphsurgeon_scripts(graph):
     weights.values = weights.values * 2
     new = gs.Variable("between", np.float32, ["N", 4])
     converted.nodes.append(gs.Node("Neg", "negate", inputs=[node.outputs[0]], outputs=[new]))
-    clip = next(n for n in converted.nodes if n.op == "com.example.F" or n.op == "F")
-    clip.inputs[0] = new
+    next(n for n in converted.nodes if n.op == "F").inputs[0] = new
     back = from_graphsurgeon(converted.cleanup())
-    assert [n.op for n in back] == ["Add", "Neg", "com.example.F", "Clip"]
+    assert [n.op for n in back] == ["Add", "Clip", "Neg", "com.example.F"]
     assert next(iter(back)).operands[1].const.numpy().tolist() == [2, 4, 6, 8]
     assert graph.constants()[0].const.numpy().tolist() == [1, 2, 3, 4]
     verify(back)
@@ -233,7 +242,7 @@ def test_networkx_attributes(graph):
     inner = made.nodes["b"]["attrs"]["else_branch"]
     assert {d["kind"] for _, d in inner.nodes(data=True)} == {"outer", "node", "output"}
     assert inner.nodes["outer:a"]["source"] == "a"
-    assert nx.dag_longest_path_length(made) == 3
+    assert nx.dag_longest_path(made) == ["input:x", "a", "b", "y", "output:y"]
 
 
 def test_networkx_edits(graph):
@@ -282,7 +291,9 @@ def test_a_missing_package_is_one_line(name, monkeypatch):
 
     monkeypatch.delitem(sys.modules, f"planish.ir.convert.{name}")
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match=rf"^{package} is not installed; it comes with: pip install 'planish\[interop\]'$"):
+    with pytest.raises(
+        ImportError, match=rf"^{package} is not installed; it comes with: pip install 'planish\[interop\]'$"
+    ):
         importlib.import_module(f"planish.ir.convert.{name}")
 
 
@@ -290,19 +301,18 @@ def test_a_missing_package_is_one_line(name, monkeypatch):
 
 
 def _cases():
-    nodes = [case for case in load_model_tests(kind="node") if case.model is not None]
-    return nodes[::25] + load_model_tests(kind="simple")
+    """Those that lie in files: the thousands of ``kind="node"`` take long to make."""
+    small = [case for kind in ("pytorch-converted", "pytorch-operator") for case in load_model_tests(kind=kind)]
+    return small[::2] + load_model_tests(kind="simple")
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_models_of_the_standard():
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.CRITICAL
     cases = _cases()
     assert len(cases) > 60
     for case in cases:
-        model = case.model if case.model is not None else onnx.load(f"{case.model_dir}/model.onnx")
-        graph = from_proto(model)
+        graph = from_proto(onnx.load(f"{case.model_dir}/model.onnx"), infer=False)  # of operators of many versions
         verify(graph)
         text = graph_text(graph, limit=None)
         assert difference(parse(text), graph) is None, case.name

@@ -49,7 +49,9 @@ def test_pack_as_onnx_does(dtype, shape):
     assert again.tobytes() == array.tobytes()
 
 
-@pytest.mark.parametrize("dtype", [DType.INT4, DType.UINT4, DType.INT2, DType.UINT2, DType.FLOAT4E2M1], ids=lambda d: d.text)
+@pytest.mark.parametrize(
+    "dtype", [DType.INT4, DType.UINT4, DType.INT2, DType.UINT2, DType.FLOAT4E2M1], ids=lambda d: d.text
+)
 def test_every_code_of_less_than_a_byte(dtype):
     raw = np.arange(256, dtype=np.uint8)
     shape = (256 * 8 // dtype.bits,)
@@ -159,7 +161,9 @@ def test_file_packed(file):
     assert b"".join(t.chunks()) == bytes([1, 2])
 
 
-@pytest.mark.parametrize(("offset", "shape"), [(0, (26,)), (97, (1,)), (-4, (1,)), (100, (1,)), (1 << 62, (1,)), (0, (1 << 60,))])
+@pytest.mark.parametrize(
+    ("offset", "shape"), [(0, (26,)), (97, (1,)), (-4, (1,)), (100, (1,)), (1 << 62, (1,)), (0, (1 << 60,))]
+)
 def test_file_bounds(file, offset, shape):
     with pytest.raises(TensorError, match="weights, which has 100"):
         FileTensor(file, offset, DType.FLOAT, shape, "w")

@@ -246,9 +246,10 @@ def test_remaining_operands():
     m = find(lambda first, rest: op.Concat(first, *rest, axis=0), graph("out = Concat <axis = 0> (x, y, z)"))
     assert m.captures["first"].name == "x"
     assert [v.name for v in m.captures["rest"]] == ["y", "z"]
-    assert find(lambda first, rest: op.Concat(first, *rest, axis=0), graph("out = Concat <axis = 0> (x)")).captures[
-        "rest"
-    ] == ()
+    assert (
+        find(lambda first, rest: op.Concat(first, *rest, axis=0), graph("out = Concat <axis = 0> (x)")).captures["rest"]
+        == ()
+    )
 
 
 def test_repeated_operands():
@@ -258,7 +259,9 @@ def test_repeated_operands():
 
 
 def test_variadic_operand_that_is_an_expression():
-    m = find(lambda a, rest: op.Concat(op.Relu(a), *rest, axis=0), graph("r = Relu (y)  out = Concat <axis = 0> (r, x)"))
+    m = find(
+        lambda a, rest: op.Concat(op.Relu(a), *rest, axis=0), graph("r = Relu (y)  out = Concat <axis = 0> (r, x)")
+    )
     assert m.captures["a"].name == "y"
 
 
@@ -333,7 +336,9 @@ def test_either_backtracks_into_what_follows():
 
 def test_either_with_a_capture():
     pattern = lambda a, c: op.Add(either("scaled", yes=op.Mul(a, c), no=a), 1)  # noqa: E731
-    assert find(pattern, graph("p = Mul (x, y)  out = Add (p, c)", constants="float c = {1}")).captures["scaled"] == "yes"
+    assert (
+        find(pattern, graph("p = Mul (x, y)  out = Add (p, c)", constants="float c = {1}")).captures["scaled"] == "yes"
+    )
     m = find(pattern, graph("out = Add (x, c)", constants="float c = {1}"))
     assert m.captures["scaled"] == "no"
     assert "c" not in m.captures
@@ -386,7 +391,7 @@ def test_expression_outside_of_the_nested_graph_is_reached_only_if_shared():
 def test_result_by_index():
     text = "main (float[4] x) => (out, a) { a, b = Split <num_outputs = 2> (x)  out = Relu (b) }"
     parts = {"num_outputs": 2}
-    assert matches(lambda v: op.Relu(shared(op.Split(v, **{"num_outputs": 2})[1])), text)
+    assert matches(lambda v: op.Relu(shared(op.Split(v, num_outputs=2)[1])), text)
     assert not matches(lambda v: op.Relu(shared(op.Split(v, **parts)[0])), text)
 
 

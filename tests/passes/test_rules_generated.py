@@ -3,6 +3,7 @@
 import importlib
 
 import pytest
+
 from planish.testing import all_rules, check_rule
 from planish.testing.discover import modules_below
 

@@ -1,7 +1,8 @@
-"""Deliberately wrong rules, each a mistake that somebody has made somewhere: the generated test must catch every one."""
+"""Deliberately wrong rules, each a mistake that somebody has made somewhere: the generated test must catch each."""
 
 import numpy as np
 import pytest
+
 from planish.ir import DType, constant, op
 from planish.passes import Rule, const, require, rule, scalar, shared, within
 from planish.testing import RuleError, VacuousRule, check_rule

@@ -45,7 +45,7 @@ def load_function(text: str) -> Callable[..., Any]:
     function = getattr(module, name, None)
     if not callable(function):
         raise PlanishError(f"{path} has no function {name!r}")
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def call_function(text: str) -> Any:

@@ -130,7 +130,7 @@ class _AnyRuntime:
         return canonical_opset()
 
     def since(self, op: str, opset: int) -> int:
-        from planish.backends.legalize import revision_at
+        from planish.backends.revisions import revision_at
 
         revision = revision_at(op, opset)
         return 0 if revision is None else revision.since

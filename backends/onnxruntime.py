@@ -7,6 +7,7 @@ import inspect
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -131,7 +132,7 @@ class _Weights:
 def _common_folder(files: Iterable[str]) -> str:
     """The folder below which all ``files`` are, or ""."""
     try:
-        return os.path.commonpath([os.path.dirname(f) for f in files])
+        return os.path.commonpath([Path(f).parent for f in files])
     except ValueError:  # no files, or on several drives
         return ""
 

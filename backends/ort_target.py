@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from ..ir.graph import Node
 from ..ir.schema import canonical_opset
 from .base import Problem
-from .legalize import Support, revision_at
+from .legalize import Support
+from .revisions import revision_at
 
 __all__ = ["Limits", "OrtTarget", "lacks_kernel", "limits"]
 

@@ -14,7 +14,8 @@ from ..ir.errors import PlanishError
 from ..ir.graph import Graph, Node
 from ..ir.schema import canonical_opset
 from .base import Backend, Executable
-from .legalize import Support, legalize, revision_at
+from .legalize import Support, legalize
+from .revisions import revision_at
 
 __all__ = ["BACKEND", "Reference"]
 

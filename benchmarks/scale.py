@@ -44,20 +44,20 @@ class Weights:
 
 def linear(x: Value, weight: Value) -> Value:
     """A bias-free linear layer as exporters write it."""
-    return op.MatMul(x, op.Transpose(weight, perm=[1, 0]))  # type: ignore[no-any-return]
+    return op.MatMul(x, op.Transpose(weight, perm=[1, 0]))
 
 
 def heads(x: Value, batch: Value, sequence: Value, size: int) -> Value:
     """``[B, S, N * size]`` to ``[B, N, S, size]`` with a computed target."""
     target = op.Concat(batch, sequence, constant([-1]), constant([size]), axis=0)
-    return op.Transpose(op.Reshape(x, target, allowzero=1), perm=[0, 2, 1, 3])  # type: ignore[no-any-return]
+    return op.Transpose(op.Reshape(x, target, allowzero=1), perm=[0, 2, 1, 3])
 
 
 def rms_norm(x: Value, weight: Value) -> Value:
     """RMSNorm in float32, as Llama writes it."""
     y = op.Cast(x, to=DType.FLOAT)
     mean = op.ReduceMean(op.Pow(y, 2.0), constant([-1]), keepdims=1)
-    return op.Mul(weight, op.Cast(op.Mul(y, op.Reciprocal(op.Sqrt(op.Add(mean, 1e-5)))), to=int(x.dtype)))  # type: ignore[no-any-return]
+    return op.Mul(weight, op.Cast(op.Mul(y, op.Reciprocal(op.Sqrt(op.Add(mean, 1e-5)))), to=int(x.dtype)))
 
 
 def decoder(
@@ -101,7 +101,7 @@ def _repeat(x: Value, groups: int, batch: Value, sequence: Value, head: int) -> 
     wide = op.Expand(
         op.Unsqueeze(x, constant([2])), op.Concat(batch, constant([1, groups]), sequence, constant([head]), axis=0)
     )
-    return op.Reshape(wide, op.Concat(batch, constant([-1]), sequence, constant([head]), axis=0), allowzero=1)  # type: ignore[no-any-return]
+    return op.Reshape(wide, op.Concat(batch, constant([-1]), sequence, constant([head]), axis=0), allowzero=1)
 
 
 def llama(folder: Path) -> None:

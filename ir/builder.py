@@ -131,7 +131,6 @@ def _install_operators() -> None:
     }.items():
         setattr(Value, f"__{python}__", binary(name))
         setattr(Value, f"__r{python}__", binary(name, swap=True))
-    Value.__neg__ = lambda self: op.Neg(self)
 
 
 _install_operators()

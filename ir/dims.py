@@ -41,11 +41,12 @@ _MAX_TEXT = 200  # characters of an operation's text
 class Sym:
     """A symbolic size: an immutable polynomial in normal form. Build it with `sym`, `fresh` and arithmetic."""
 
-    __slots__ = ("_hash", "terms")
+    __slots__ = ("_hash", "_non_negative", "terms")
 
     def __init__(self, terms: dict[Monomial, int]):
         self.terms = terms
         self._hash = hash(frozenset(terms.items()))
+        self._non_negative: bool | None = None  # not asked yet
 
     def __hash__(self) -> int:
         return self._hash
@@ -145,12 +146,14 @@ def is_known(dim: Dim) -> bool:
 
 
 def _normal(terms: dict[Monomial, int]) -> Dim:
-    terms = {monomial: c for monomial, c in terms.items() if c}
-    if not terms:
-        return 0
+    if 0 in terms.values():
+        terms = {monomial: c for monomial, c in terms.items() if c}
+        if not terms:
+            return 0
     if len(terms) == 1 and () in terms:
         return terms[()]
-    if len(terms) > _MAX_TERMS or any(not -_MAX_COEFFICIENT < c < _MAX_COEFFICIENT for c in terms.values()):
+    coefficients = terms.values()
+    if len(terms) > _MAX_TERMS or max(coefficients) > _MAX_COEFFICIENT or min(coefficients) < -_MAX_COEFFICIENT:
         return fresh_integer()
     return Sym(terms)
 
@@ -164,10 +167,14 @@ def _combine(a: Sym | int, b: Dim, sign: int) -> Dim:
 
 def product(dims: Iterable[Dim]) -> Dim:
     """The product of ``dims`` (1 if there are none): an element count."""
-    result: Dim = 1
+    known = 1
+    symbolic: Dim | None = None
     for dim in dims:
-        result = result * dim
-    return result
+        if type(dim) is int:
+            known *= dim
+        else:
+            symbolic = dim if symbolic is None else symbolic * dim
+    return known if symbolic is None else symbolic * known
 
 
 def _exact_quotient(a: Sym, b: Dim) -> Dim | None:
@@ -252,10 +259,12 @@ def is_non_negative(dim: Dim) -> bool:
     """Whether ``dim`` is provably at least 0 for all sizes: no term is negative, and no atom can be."""
     if isinstance(dim, int):
         return dim >= 0
-    return all(
-        c > 0 and not any(atom in _SIGNED or atom.startswith("?~") for atom in monomial)
-        for monomial, c in dim.terms.items()
-    )
+    if dim._non_negative is None:
+        dim._non_negative = all(
+            c > 0 and not any(atom in _SIGNED or atom.startswith("?~") for atom in monomial)
+            for monomial, c in dim.terms.items()
+        )
+    return dim._non_negative
 
 
 def dim_max(a: Dim, b: Dim) -> Dim:

@@ -270,10 +270,12 @@ def replace(old: Value, new: Value) -> None:
     """Let every user of ``old`` use ``new``. What either type states more precisely holds for ``new``.
 
     Raises:
-        EditError: the types contradict each other.
+        EditError: the types contradict each other, or ``new`` is computed from ``old`` directly.
     """
     if old is new:
         return
+    if new.producer in old._users:
+        raise EditError(f"cannot replace %{old.name} by what {new.producer} computes from it")
     if not compatible(old.type, new.type):
         raise EditError(f"cannot replace %{old.name}: {old.type} by %{new.name}: {new.type}")
     if new.const is None:

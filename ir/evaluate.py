@@ -105,7 +105,7 @@ for _name, _function in {
     "BitwiseXor": np.bitwise_xor,
     "MatMul": np.matmul,
 }.items():
-    _TABLE[_name] = _binary(_function)  # type: ignore[arg-type]
+    _TABLE[_name] = _binary(_function)
 
 
 @_op("Div")
@@ -146,7 +146,7 @@ def _variadic(node: Node, operands: Arrays) -> Array:
 
 @_op("Where")
 def _where(node: Node, operands: Arrays) -> Array:
-    return np.where(operands[0], operands[1], operands[2])
+    return np.asarray(np.where(operands[0], operands[1], operands[2]))
 
 
 @_op("Clip")

@@ -67,6 +67,11 @@ class Value:
         self.metadata: dict[str, str] | None = None
         self._users: dict[Node, int] = {}
 
+    def __neg__(self) -> Value:
+        from .builder import op
+
+        return op.Neg(self)
+
     @property
     def users(self) -> tuple[Node, ...]:
         """The nodes that use it, each once, in the order in which they came to."""
@@ -253,10 +258,13 @@ class Node:
 
         return origin_of(self)
 
-    def __repr__(self) -> str:
+    def __str__(self) -> str:
         from .text import node_text
 
-        return f"<{node_text(self)}>"
+        return node_text(self)
+
+    def __repr__(self) -> str:
+        return f"<{self}>"
 
 
 class GraphOutput:
@@ -351,6 +359,9 @@ class Graph:
 
     def __len__(self) -> int:
         return sum(1 for _ in self.nodes)
+
+    def __bool__(self) -> bool:
+        return True  # a graph without nodes is a graph
 
     @property
     def root(self) -> Graph:

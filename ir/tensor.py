@@ -69,7 +69,7 @@ class Tensor:
 
     def chunks(self) -> Iterator[memoryview]:
         """The ``raw_data`` encoding (little-endian, row-major), in pieces of bounded size where the storage allows."""
-        yield memoryview(pack(self.numpy(), self.dtype)).cast("B")
+        yield pack(self.numpy(), self.dtype).data.cast("B")
 
     def sample(self) -> bytes:
         """A few of the bytes: equal for equal tensors, cheap for large ones, so that duplicates are found quickly."""

@@ -204,7 +204,7 @@ class SequenceType:
         self.element = element
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and self.element == other.element  # type: ignore[attr-defined]
+        return type(other) is type(self) and self.element == other.element
 
     def __hash__(self) -> int:
         return hash((type(self), self.element))
@@ -274,7 +274,7 @@ def compatible(a: Type, b: Type) -> bool:
     if a is UNKNOWN or b is UNKNOWN:
         return True
     if isinstance(a, SequenceType) and type(a) is type(b):
-        return compatible(a.element, b.element)  # type: ignore[union-attr]
+        return compatible(a.element, b.element)
     return a == b
 
 
@@ -301,6 +301,6 @@ def merge(a: Type, b: Type) -> Type:
     if a is UNKNOWN:
         return b
     if isinstance(a, SequenceType) and type(a) is type(b):
-        element = merge(a.element, b.element)  # type: ignore[union-attr]
+        element = merge(a.element, b.element)
         return a if element is a.element else type(a)(element)
     return a

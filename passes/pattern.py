@@ -59,7 +59,7 @@ class Match:
     __slots__ = ("captures", "dims", "explain", "interior", "nodes", "reached", "roots", "trail")
 
     def __init__(self, explain: bool = False):
-        self.captures: dict[str, Any] = {}
+        self.captures: dict[Any, Any] = {}  # by name; matched operations by themselves
         self.nodes: dict[Node, None] = {}
         self.interior: dict[Node, None] = {}
         self.dims: dict[str, Dim] = {}
@@ -128,7 +128,7 @@ def _operation(name: str, operands: tuple[Any, ...], attrs: dict[str, Any], outp
     )
 
 
-def as_pattern(operand: Any) -> Pattern | None:
+def as_pattern(operand: Any) -> Pattern | Variadic | None:
     """A number becomes a `Literal`; None stays: the operand must be left out."""
     if operand is None or isinstance(operand, Pattern | Variadic):
         return operand
@@ -473,7 +473,7 @@ def _install_operators() -> None:
     }.items():
         setattr(Pattern, f"__{python}__", binary(name, False))
         setattr(Pattern, f"__r{python}__", binary(name, True))
-    Pattern.__neg__ = lambda a: op.Neg(a)
+    setattr(Pattern, "__neg__", lambda a: op.Neg(a))  # noqa: B010 - mypy knows no such method
 
 
 _install_operators()

@@ -84,9 +84,11 @@ class Worklist:
     """The nodes to visit, and the listener that keeps it up to date."""
 
     def __init__(self, nodes: Iterable[Node]):
-        self.queue: deque[Node] = deque(nodes)
-        self.waiting: set[Node] = set(self.queue)
+        self.queue: deque[Node] = deque()
+        self.waiting: set[Node] = set()
         self.stale: set[Node] = set()  # nodes whose operands' types may have become more precise
+        for node in nodes:
+            self.push(node)
 
     def push(self, node: Node) -> None:
         """Visit ``node`` (again)."""

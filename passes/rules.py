@@ -1,8 +1,8 @@
 """Rewrite rules: a left side, a guarded right side, and what they promise.
 
 ``@rule(pattern)`` makes a rule of a function from captures to replacement values; ``@rule("Transpose", …)`` of a
-function from a node of one of these operators. Either calls `require` for conditions: the first that does not hold means
-"no match", and its reason is what ``planish explain`` shows. A right side that is ill-typed is no match either.
+function from a node of one of these operators. Either calls `require` for conditions: the first that does not hold
+means "no match", and its reason is what ``planish explain`` shows. A right side that is ill-typed is no match either.
 Returning None, or the very values that are there, leaves the graph as it is.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 from ..ir import Node, Value
 from ..ir.infer import IllTyped
 from .numerics import Exact, Numerics
-from .pattern import Either, Match, Operation, Pattern, match, trace_pattern
+from .pattern import Either, Match, Operation, Pattern, Variadic, match, trace_pattern
 
 __all__ = ["NoMatch", "Replacement", "Rule", "require", "rule"]
 
@@ -143,7 +143,7 @@ def _per_result(node: Node, result: Any) -> tuple[Value | None, ...]:
     return values + (None,) * (len(node.results) - len(values))
 
 
-def _root_ops(pattern: Pattern) -> list[str]:
+def _root_ops(pattern: Pattern | Variadic) -> list[str]:
     if isinstance(pattern, Operation):
         return [pattern.op]
     assert isinstance(pattern, Either)

@@ -16,6 +16,7 @@ In a package with rules of its own, this is all there is to do::
 from .check import RuleError, RuleReport, VacuousRule, check_rule, rules_of
 from .discover import all_rules
 from .graphs import assert_rewrites, check_pass
+from .instances import random_graph
 from .samplers import sampler
 from .samplers_nn import __name__ as _registered  # noqa: F401
 
@@ -27,6 +28,7 @@ __all__ = [
     "assert_rewrites",
     "check_pass",
     "check_rule",
+    "random_graph",
     "rules_of",
     "sampler",
 ]

@@ -55,7 +55,7 @@ class Draw:
         Raises:
             Reject: there is none.
         """
-        listed = choices if isinstance(choices, Sequence) else list(choices)
+        listed: Sequence[T] = choices if isinstance(choices, Sequence) else list(choices)
         if not listed:
             raise Reject("nothing to choose from")
         return self.random.choice(listed)

@@ -111,7 +111,7 @@ def evaluate_node(node: Node, operands: Sequence[Any]) -> list[Any]:
     Raises:
         EvaluationError: the operands do not fit, the result is undefined, or there is no kernel.
     """
-    if node.op in ("MaxPool", "AveragePool") and can_pool(node):
+    if node.op in ("MaxPool", "GlobalMaxPool", "AveragePool") and can_pool(node):
         try:
             return [pool(node, operands[0])]
         except ValueError as error:
@@ -129,6 +129,8 @@ def evaluate_node(node: Node, operands: Sequence[Any]) -> list[Any]:
             raise
         except Exception as error:  # kernels raise whatever they like
             raise EvaluationError(f"{node.op}: {type(error).__name__}: {error}") from error
+    if node.op.startswith("Reduce"):
+        results = [np.asarray(r, operands[0].dtype) for r in results]  # numpy widens sums of integers
     return [np.asarray(r) if isinstance(r, np.generic | np.ndarray | int | float | bool) else r for r in results]
 
 

@@ -19,7 +19,7 @@ from .samplers import SAMPLERS, sample
 from .site import Site, Slot, formal_types
 from .sketch import Sketch
 
-__all__ = ["Instance", "draw_instance", "hints_for"]
+__all__ = ["Instance", "draw_instance", "hints_for", "random_graph"]
 
 _MAX_DEPTH = 2  # nodes in front of the root of a rule that looks at nodes
 
@@ -54,6 +54,26 @@ def draw_instance(rule: Rule, draw: Draw, hints: Hints) -> Instance:
         return _outputs(sketch, [_NodeBuilder(sketch, hints).root(draw.pick(ops))], [], hints)
 
     sketch.finish(in_branch(sketch, build) if draw.chance(0.06) else build())
+    return Instance(sketch.graph, sketch.inputs)
+
+
+def random_graph(seed: int, nodes: int = 8) -> Instance:
+    """A random graph with about ``nodes`` nodes, to run whole passes on; its floating-point data is finite."""
+    draw = Draw(f"{seed}/graph")
+    draw.special = False
+    sketch = Sketch(draw)
+    builder = _NodeBuilder(sketch, Hints({}, ()))
+    ops = sorted(SAMPLERS)
+    values: list[Value] = []
+    for _ in range(nodes):
+        try:
+            given = {0: draw.pick(values[-4:])} if values and draw.chance(0.8) else {}
+            op = builder.hints.pick_op(draw) if draw.chance(0.6) else draw.pick(ops)
+            values += builder.build(op, given, depth=1).results
+        except Reject:
+            continue
+    unused = [v for v in values if not v.is_used]
+    sketch.finish(list(dict.fromkeys(unused)) or [sketch.leaf(draw.array(DType.FLOAT, draw.shape()))])
     return Instance(sketch.graph, sketch.inputs)
 
 

@@ -1,6 +1,8 @@
-"""Pooling, for which onnx.reference mixes up pads in several cases (asymmetric ones, and SAME_LOWER with strides)."""
+"""Pooling, where onnx.reference mixes up asymmetric pads, and SAME_LOWER with strides, and loses dimensions."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
@@ -13,16 +15,20 @@ Array = np.ndarray
 
 def can_pool(node: Node) -> bool:
     """Whether `pool` covers ``node``; the rest is left to onnx.reference."""
+    if node.op == "GlobalMaxPool":
+        return True
     rounds_up = node.attrs.get("ceil_mode", 0) and set(node.attrs.get("strides") or (1,)) != {1}
     return len(node.results) == 1 and (not rounds_up or node.attrs.get("auto_pad", "NOTSET") != "NOTSET")
 
 
 def pool(node: Node, x: Array) -> Array:
-    """MaxPool or AveragePool of ``x``, without indices and without rounding up.
+    """MaxPool, GlobalMaxPool or AveragePool of ``x``, without indices and without rounding up.
 
     Raises:
         ValueError: the window does not fit.
     """
+    if node.op == "GlobalMaxPool":
+        return np.asarray(x.max(axis=tuple(range(2, x.ndim)), keepdims=True))
     attrs = node.attrs
     kernel: tuple[int, ...] = attrs["kernel_shape"]
     rank = len(kernel)
@@ -32,13 +38,13 @@ def pool(node: Node, x: Array) -> Array:
     dilations = attrs.get("dilations") or (1,) * rank
     spans = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
     widths = [(0, 0), (0, 0), *_pads(node, x.shape[2:], spans, strides)]
-    steps = (..., *(slice(None, None, s) for s in strides), *(slice(None, None, d) for d in dilations))
+    steps: Any = (..., *(slice(None, None, s) for s in strides), *(slice(None, None, d) for d in dilations))
     inner = tuple(range(-rank, 0))
 
     def windows(padded: Array) -> Array:
         if any(n < s for n, s in zip(padded.shape[2:], spans, strict=True)):
             raise ValueError("the window is larger than its operand")
-        view = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=tuple(range(2, x.ndim)))  # type: ignore[call-overload]
+        view = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=tuple(range(2, x.ndim)))
         return np.asarray(view[steps])
 
     with np.errstate(all="ignore"):

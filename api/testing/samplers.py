@@ -318,8 +318,8 @@ def encode_target(draw: Draw, source: Sequence[int], target: list[int], allowzer
 def _reshape(site: Site) -> None:
     draw = site.draw
     allowzero = site.attr("allowzero", 0, 0, 1) or 0
-    if site.is_open(0) and site[1] is not None:
-        shape = [draw.dim() if d <= 0 else int(d) for d in site[1].ravel()]  # type: ignore[union-attr]
+    if site.is_open(0) and (target := site[1]) is not None:
+        shape = [draw.dim() if d <= 0 else int(d) for d in target.ravel()]
         site.data(0, lambda: draw.array(site.dtype(0), shape if draw.chance(0.7) else factor(draw, shape)))
     x = site.data(0, lambda: draw.array(site.dtype(0), draw.shape()))
     site.data(1, lambda: encode_target(draw, x.shape, factor(draw, x.shape), allowzero), "shape")
@@ -421,8 +421,8 @@ def _slice(site: Site) -> None:
     given = next((a for i in (1, 2, 3, 4) if (a := site[i]) is not None), None)
     with_axes = site.is_open(3) and (len(site) > 3 or draw.chance(0.8))
     with_steps = site.is_open(4) and (len(site) > 4 or draw.chance(0.5))
-    if site[3] is not None:
-        axes = [int(a) for a in site[3].ravel()]  # type: ignore[union-attr]
+    if (stated := site[3]) is not None:
+        axes = [int(a) for a in stated.ravel()]
     else:
         count = given.size if given is not None else draw.integer(1, x.ndim) if draw.chance(0.4) else 1
         axes = [a - x.ndim if draw.chance(0.3) else a for a in draw.random.sample(range(x.ndim), count)]
@@ -535,8 +535,8 @@ def _pad(site: Site) -> None:
     x = site.data(0, lambda: draw.array(site.dtype(0), draw.shape(1)))
     with_axes = site.is_open(3) and draw.chance(0.3 if site.more else 1.0)
     axes = draw.random.sample(range(x.ndim), draw.integer(1, x.ndim)) if with_axes else list(range(x.ndim))
-    if site[3] is not None:
-        axes = [int(a) % x.ndim for a in site[3].ravel()]  # type: ignore[union-attr]
+    if (stated := site[3]) is not None:
+        axes = [int(a) % x.ndim for a in stated.ravel()]
 
     def pads() -> Array:
         most = [2 if mode == "constant" else min(2, max(0, x.shape[a] - 1)) for a in axes]
@@ -583,16 +583,17 @@ def _constant_of_shape(site: Site) -> None:
 @sampler("Range")
 def _range(site: Site) -> None:
     draw = site.draw
+    dtype = site.dtype(0, [DType.INT64, DType.FLOAT]).numpy
     for i, value in enumerate((draw.pick((0, 0, 1)), draw.integer(2, 5), draw.pick((1, 1, 2)))):
-        site.data(
-            i, lambda i=i, v=value: np.asarray(v).astype(site.dtype(i, [DType.INT64, DType.FLOAT]).numpy), "shape"
-        )  # type: ignore[misc]
+        site.data(i, lambda v=value: np.asarray(v, dtype), "shape")  # type: ignore[misc]
 
 
 @sampler("Trilu")
 def _trilu(site: Site) -> None:
     draw = site.draw
-    site.data(0, lambda: draw.array(site.dtype(0), draw.shape(2)))
+    x = site.data(0, lambda: draw.array(site.dtype(0), draw.shape(2)))
+    if x.ndim < 2:
+        raise Reject("no matrix")
     site.optional(1, lambda: ints(draw.pick((0, 0, 1, -1))), "shape")
     site.attr("upper", 0, 1)
 

@@ -73,7 +73,7 @@ class Slot:
         fill: the number that all elements must equal, if any.
         accept: whether a proposed array will do.
         menu: numbers worth trying as contents.
-        role: what the sampler said it is: "data", "weight" or "param" (usually constant), "shape" (whose elements matter).
+        role: what the sampler said it is: "data", "weight" or "param" (mostly constant), "shape" (its elements matter).
     """
 
     array: Array | None = None

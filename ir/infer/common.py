@@ -80,10 +80,13 @@ def operand(node: Node, i: int) -> Value:
 
 def operand_type(node: Node, i: int) -> TensorType:
     """The type of operand ``i``, which must be there and be a tensor."""
-    type_ = operand(node, i).type
-    if not isinstance(type_, TensorType):
+    operands = node.operands
+    if i < len(operands) and (value := operands[i]) is not None:
+        type_ = value.type
+        if type(type_) is TensorType:
+            return type_
         raise IllTyped(f"{node.op}: operand {i} is {type_}, not a tensor")
-    return type_
+    raise IllTyped(f"{node.op}: operand {i} is missing")
 
 
 def optional_type(node: Node, i: int) -> TensorType | None:

@@ -144,7 +144,7 @@ def _depth(value: Value) -> Dim:
         depth = fresh() if number is None else int(number)
     if type(depth) is int and depth < 0:
         raise IllTyped(f"OneHot: depth {depth}")
-    return depth  # type: ignore[no-any-return]
+    return depth
 
 
 @typing("Multinomial")

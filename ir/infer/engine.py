@@ -47,7 +47,7 @@ _FAMILIES = (  # modules with rules
     "attention",
     "control",
     "sequences",
-    "contents",
+    "content_rules",
 )
 MAX_CONTENT = 64  # elements: larger integer tensors are data, not shapes
 

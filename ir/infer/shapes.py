@@ -39,7 +39,7 @@ def _reshape(node: Node) -> Type:
     if wanted is None:
         length = vector_length(target)
         return TensorType(data.dtype, None if length is None else _unknown_target(data.shape, length))
-    return with_shape(data, reshaped(data.shape, wanted, allow_zero=bool(attr_int(node, "allowzero", 0))))
+    return with_shape(data, reshaped(data.shape, wanted, allow_zero=bool(node.attrs.get("allowzero", 0))))
 
 
 def _unknown_target(shape: Shape | None, length: int) -> Shape:
@@ -259,19 +259,18 @@ def _concat(node: Node) -> Type:
     shapes = [t.shape for t in types if t.shape is not None]
     if not shapes:
         return TensorType(dtype, None)
-    first = shapes[0]
-    rank = len(first)
+    rank = len(shapes[0])
     axis = normal_axis(node, axis, rank)
-    total: Dim = first[axis] if len(shapes) == len(types) else fresh()
-    dims = list(first)
-    for shape in shapes[1:]:
+    total: Dim = 0 if len(shapes) == len(types) else fresh()
+    dims = list(shapes[0])
+    for shape in shapes:
         if len(shape) != rank:
             raise IllTyped(f"Concat: ranks {rank} and {len(shape)}")
-        for i, d in enumerate(shape):
-            if i == axis:
-                total = total + d
-            elif d is not dims[i]:
-                dims[i] = same_dim(node, dims[i], d)
+        total = total + shape[axis]
+        if rank > 1:
+            for i, d in enumerate(shape):
+                if d is not dims[i] and i != axis:
+                    dims[i] = same_dim(node, dims[i], d)
     dims[axis] = total if len(shapes) == len(types) else fresh()
     return TensorType(dtype, tuple(dims))
 

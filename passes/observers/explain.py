@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ...ir import Graph, Node
 from ..base import Context, Observer, Pass
-from ..pattern import Either, Operation, Pattern
+from ..pattern import Either, Operation
 from ..pipeline import Fixpoint, Pipeline
 from ..rewrite import explain_rules
 from ..rules import PatternRule, Replacement, Rule
@@ -125,7 +125,7 @@ def near_misses(graph: Graph, rules: Iterable[Rule]) -> list[NearMiss]:
     return sorted(found, key=lambda miss: (not miss.is_close, -miss.reached / max(miss.size, miss.reached)))
 
 
-def _size(pattern: Pattern | None) -> int:
+def _size(pattern: object) -> int:
     """The number of nodes of the smallest alternative."""
     if isinstance(pattern, Operation):
         return 1 + sum(_size(o) for o in pattern.operands)

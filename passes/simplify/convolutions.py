@@ -55,7 +55,7 @@ def affine(gamma: Value, beta: Value, mean: Value, var: Value, epsilon: float | 
     ),
     numerics=_ROUNDING,
 )
-def batch_normalization_into_conv(x, w, b, attrs, gamma, beta, mean, var, epsilon):  # type: ignore[no-untyped-def]
+def batch_normalization_into_conv(x, w, b, attrs, gamma, beta, mean, var, epsilon):
     """Conv followed by BatchNormalization (inference) is one Conv."""
     return op.Conv(x, *_scaled(w, b, *affine(gamma, beta, mean, var, epsilon), False, attrs), **attrs)
 
@@ -68,7 +68,7 @@ def batch_normalization_into_conv(x, w, b, attrs, gamma, beta, mean, var, epsilo
     ),
     numerics=_ROUNDING,
 )
-def batch_normalization_into_conv_transpose(x, w, b, attrs, gamma, beta, mean, var, epsilon):  # type: ignore[no-untyped-def]
+def batch_normalization_into_conv_transpose(x, w, b, attrs, gamma, beta, mean, var, epsilon):
     """ConvTranspose followed by BatchNormalization (inference) is one ConvTranspose."""
     return op.ConvTranspose(x, *_scaled(w, b, *affine(gamma, beta, mean, var, epsilon), True, attrs), **attrs)
 
@@ -114,13 +114,13 @@ def _fold_scale_shift(node: Node, conv: Node, c: Value, scale: bool) -> Value:
 
 
 @rule(lambda x, attrs, w=const, b=const, c=const: op.Mul(op.Conv(x, w, optional(b), **attrs), c), numerics=_ROUNDING)
-def scale_into_conv(c, match):  # type: ignore[no-untyped-def]
+def scale_into_conv(c, match):
     """A factor per output channel goes into the weight."""
     return _fold_scale_shift(match.root, _inner(match.root, "Conv"), c, True)
 
 
 @rule(lambda x, attrs, w=const, b=const, c=const: op.Add(op.Conv(x, w, optional(b), **attrs), c), numerics=_ROUNDING)
-def shift_into_conv(c, match):  # type: ignore[no-untyped-def]
+def shift_into_conv(c, match):
     """An addend per output channel goes into the bias."""
     return _fold_scale_shift(match.root, _inner(match.root, "Conv"), c, False)
 
@@ -129,7 +129,7 @@ def shift_into_conv(c, match):  # type: ignore[no-untyped-def]
     lambda x, attrs, w=const, b=const, c=const: op.Mul(op.ConvTranspose(x, w, optional(b), **attrs), c),
     numerics=_ROUNDING,
 )
-def scale_into_conv_transpose(c, match):  # type: ignore[no-untyped-def]
+def scale_into_conv_transpose(c, match):
     """A factor per output channel goes into the weight."""
     return _fold_scale_shift(match.root, _inner(match.root, "ConvTranspose"), c, True)
 
@@ -138,7 +138,7 @@ def scale_into_conv_transpose(c, match):  # type: ignore[no-untyped-def]
     lambda x, attrs, w=const, b=const, c=const: op.Add(op.ConvTranspose(x, w, optional(b), **attrs), c),
     numerics=_ROUNDING,
 )
-def shift_into_conv_transpose(c, match):  # type: ignore[no-untyped-def]
+def shift_into_conv_transpose(c, match):
     """An addend per output channel goes into the bias."""
     return _fold_scale_shift(match.root, _inner(match.root, "ConvTranspose"), c, False)
 
@@ -155,7 +155,7 @@ def _is_zero(t: Tensor) -> bool:
 
 
 @rule(lambda x, w, attrs, b=const(_is_zero): op.Conv(x, w, b, **attrs))
-def drop_zero_bias(x, w, attrs):  # type: ignore[no-untyped-def]
+def drop_zero_bias(x, w, attrs):
     """A bias of zeros."""
     return op.Conv(x, w, **attrs)
 

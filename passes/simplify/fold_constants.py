@@ -71,7 +71,8 @@ def _known_contents(node: Node) -> Value | None:
     for element in content:
         if type(element) is not int:
             return None
-    array = np.array(content, result.dtype.numpy).reshape(result.shape)
+    shape = [d for d in result.type.shape or () if isinstance(d, int)]
+    array = np.array(content, result.dtype.numpy).reshape(shape)
     return _constant(ArrayTensor(array, result.dtype), result)
 
 

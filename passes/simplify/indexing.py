@@ -52,7 +52,7 @@ def drop_full_slices(node: Node) -> Value | None:
         return None
     require(all(o is None or integers(o) is not None for o in node.operands[1:]), "the bounds are not constant")
     columns = [[parts[i][column] for i in kept] for column in (1, 2, 0, 3)]
-    return op.Slice(x, *(constant(c, DType.INT64) for c in columns))  # type: ignore[no-any-return]
+    return op.Slice(x, *(constant(c, DType.INT64) for c in columns))
 
 
 @rule("Slice")
@@ -70,7 +70,7 @@ def slice_of_slice(node: Node) -> Value | None:
     require(len({p[0] for p in parts}) == len(parts), "both slice the same axis")
     require(all(isinstance(p[1], int) and isinstance(p[2], int) for p in parts), "the bounds are not constant")
     columns = [[p[column] for p in parts] for column in (1, 2, 0, 3)]
-    return op.Slice(inner.operands[0], *(constant(c, DType.INT64) for c in columns))  # type: ignore[no-any-return]
+    return op.Slice(inner.operands[0], *(constant(c, DType.INT64) for c in columns))
 
 
 @rule("Slice")
@@ -117,7 +117,7 @@ def pad_of_pad(node: Node) -> Value | None:
     assert first is not None and second is not None
     require(min(first + second) >= 0, "one of them crops")
     pads = constant([a + b for a, b in zip(first, second, strict=True)], DType.INT64)
-    return op.Pad(inner.operands[0], pads, node.operand(2))  # type: ignore[no-any-return]
+    return op.Pad(inner.operands[0], pads, node.operand(2))
 
 
 def _fill(pad: Node) -> float | None:
@@ -172,7 +172,7 @@ def flatten_concat(node: Node) -> Value | None:
     operands: list[Value | None] = []
     for o in node.operands:
         operands.extend(o.producer.operands if nested(o) and o is not None and o.producer is not None else (o,))
-    return op.Concat(*operands, axis=axis)  # type: ignore[no-any-return]
+    return op.Concat(*operands, axis=axis)
 
 
 @rule("Concat")
@@ -191,9 +191,9 @@ def drop_empty_operands(node: Node) -> Value | None:
 @rule("Split")
 def drop_single_split(node: Node) -> Value | None:
     """A Split into one part."""
-    return (
-        node.operands[0] if len(node.results) == 1 and same_shape(node.operands[0].type, node.results[0].type) else None
-    )  # type: ignore[union-attr]
+    x = node.operands[0]
+    assert x is not None
+    return x if len(node.results) == 1 and same_shape(x.type, node.results[0].type) else None
 
 
 @rule("Gather")
@@ -207,7 +207,13 @@ def gather_all(node: Node) -> Value | None:
     return x if isinstance(dim, int) and indices == tuple(range(dim)) else None
 
 
-@rule("SequenceAt")
+@rule(
+    "SequenceAt",
+    examples=[
+        """main (float[4,n] x) => (y) <int64[2] s = {1, 3}, int64 i = {-1}>
+        { p = SplitToSequence <axis = 0> (x, s)  y = SequenceAt (p, i) }"""
+    ],
+)
 def sequence_at_split(node: Node) -> Any:
     """One element of a SplitToSequence is one result of a Split (which its other elements share)."""
     sequence, index = node.operands[0], integers(node.operand(1))
@@ -249,4 +255,4 @@ def gather_nd_of_one_axis(node: Node) -> Value | None:
     assert x is not None and indices is not None
     if node.attrs.get("batch_dims", 0) or indices.shape is None or indices.shape[-1:] != (1,):
         return None
-    return op.Gather(x, op.Squeeze(indices, constant([-1], DType.INT64)), axis=0)  # type: ignore[no-any-return]
+    return op.Gather(x, op.Squeeze(indices, constant([-1], DType.INT64)), axis=0)

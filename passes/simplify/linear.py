@@ -22,14 +22,14 @@ def gemm(a: Value, b: Value, c: Value) -> Value:
     require(a.rank == b.rank == 2, "Gemm takes matrices")
     require(c.rank is not None and c.rank <= 2, "the addend has more dimensions")
     require(a.dtype.is_floating, "Gemm of integers is rarely implemented")
-    return op.Gemm(a, b, c)  # type: ignore[no-any-return]
+    return op.Gemm(a, b, c)
 
 
 @rule(
     lambda a, b, alpha, beta, ta, tb, c: op.Gemm(a, b, alpha=alpha, beta=beta, transA=ta, transB=tb) + c,
     numerics=_ROUNDING,
 )
-def bias_into_gemm(a, b, alpha, ta, tb, c, match):  # type: ignore[no-untyped-def]
+def bias_into_gemm(a, b, alpha, ta, tb, c, match):
     """An addend after a Gemm without one."""
     require(c.rank is not None and c.rank <= 2, "the addend has more dimensions")
     return op.Gemm(a, b, c, alpha=alpha, transA=ta, transB=tb)
@@ -41,7 +41,7 @@ def bias_into_gemm(a, b, alpha, ta, tb, c, match):  # type: ignore[no-untyped-de
     ),
     numerics=_ROUNDING,
 )
-def addend_into_gemm(a, b, c, d, alpha, beta, ta, tb):  # type: ignore[no-untyped-def]
+def addend_into_gemm(a, b, c, d, alpha, beta, ta, tb):
     """A constant after a Gemm with a constant addend."""
     require(beta in (None, 1.0), "the addend is scaled")
     require(d.rank is not None and d.rank <= 2 and c.const.size < 1 << 20, "the addend has more dimensions")
@@ -54,7 +54,7 @@ def addend_into_gemm(a, b, c, d, alpha, beta, ta, tb):  # type: ignore[no-untype
     ),
     numerics=_ROUNDING,
 )
-def scale_into_gemm(a, w, b, c, alpha, beta, ta, tb):  # type: ignore[no-untyped-def]
+def scale_into_gemm(a, w, b, c, alpha, beta, ta, tb):
     """A factor per column of a Gemm with constant operands goes into them."""
     assert c.const is not None and w.const is not None
     n = w.const.shape[0 if tb else 1]
@@ -105,14 +105,14 @@ def _columns(c: Value, result: Value, w: Value) -> Value:
 
 
 @rule(lambda x, w=const, c=const: (x @ w) * c, numerics=_ROUNDING)
-def scale_into_matmul(x, w, c, match):  # type: ignore[no-untyped-def]
+def scale_into_matmul(x, w, c, match):
     """A factor per column of a MatMul with constant weight goes into the weight."""
     require(w.rank == 2 and x.dtype.is_floating, "the weight is no matrix")
     return op.MatMul(x, op.Mul(w, _columns(c, match.root.results[0], w)))
 
 
 @rule(lambda x, w=const, b=const, c=const: (x @ w + b) * c, numerics=_ROUNDING)
-def scale_into_linear(x, w, b, c, match):  # type: ignore[no-untyped-def]
+def scale_into_linear(x, w, b, c, match):
     """A factor per column of a linear layer goes into its weight and bias."""
     require(w.rank == 2 and x.dtype.is_floating, "the weight is no matrix")
     require(b.rank is not None and b.const.shape[-1:] in ((w.const.shape[1],), (1,), ()), "the bias has other columns")
@@ -126,7 +126,7 @@ def scale_into_linear(x, w, b, c, match):  # type: ignore[no-untyped-def]
     ),
     numerics=_ROUNDING,
 )
-def batch_normalization_into_matmul(x, w, gamma, beta, mean, var, epsilon):  # type: ignore[no-untyped-def]
+def batch_normalization_into_matmul(x, w, gamma, beta, mean, var, epsilon):
     """MatMul of matrices followed by BatchNormalization (inference) is a Gemm."""
     require(x.rank == 2 and w.rank == 2, "the channel is not the last dimension")
     scale, shift = affine(gamma, beta, mean, var, epsilon)
@@ -141,7 +141,7 @@ def batch_normalization_into_matmul(x, w, gamma, beta, mean, var, epsilon):  # t
     ),
     numerics=_ROUNDING,
 )
-def batch_normalization_into_gemm(x, w, b, ta, tb, gamma, beta, mean, var, epsilon):  # type: ignore[no-untyped-def]
+def batch_normalization_into_gemm(x, w, b, ta, tb, gamma, beta, mean, var, epsilon):
     """Gemm followed by BatchNormalization (inference) is one Gemm."""
     scale, shift = affine(gamma, beta, mean, var, epsilon)
     factor = op.Unsqueeze(scale, constant([1], DType.INT64)) if tb else scale
@@ -156,7 +156,7 @@ def batch_normalization_into_gemm(x, w, b, ta, tb, gamma, beta, mean, var, epsil
     ),
     numerics=_ROUNDING,
 )
-def gemm_between_reshapes(x, w, b, ta, tb, alpha, beta, match):  # type: ignore[no-untyped-def]
+def gemm_between_reshapes(x, w, b, ta, tb, alpha, beta, match):
     """Rows flattened for a Gemm and unflattened again: a MatMul of the unflattened operand, and an Add."""
     require(not ta and alpha in (None, 1.0) and beta in (None, 1.0), "the Gemm transposes or scales")
     rows, result = known_shape(x), known_shape(match.root.results[0])

@@ -176,7 +176,7 @@ def always_greater_or_equal(x: Value, c: Value) -> Value:
     )
     low, limit = lower_bound(x), integers(c)
     require(low is not None and limit is not None and low >= limit[0], "some elements may be below")
-    return op.Expand(constant(True, DType.BOOL), op.Shape(x))  # type: ignore[no-any-return]
+    return op.Expand(constant(True, DType.BOOL), op.Shape(x))
 
 
 @rule(
@@ -186,7 +186,7 @@ def always_greater_or_equal(x: Value, c: Value) -> Value:
 )
 def and_expanded_true(s: Value, y: Value, t: Value) -> Value:
     """``And`` with trues is an expansion (Expand broadcasts both ways)."""
-    return op.Expand(y, s)  # type: ignore[no-any-return]
+    return op.Expand(y, s)
 
 
 @rule(*sorted(UNARY - {"IsNaN"}))
@@ -202,7 +202,7 @@ def expand_below_unary(node: Node) -> Value | None:
     ):
         return None
     source, target = x.producer.operands
-    return op.Expand(_retyped(node, [source]), target)  # type: ignore[no-any-return]
+    return op.Expand(_retyped(node, [source]), target)
 
 
 @rule(lambda c, s, x, y: op.Where(op.Expand(c, s), x, y))
@@ -210,7 +210,7 @@ def expand_below_where(c: Value, s: Value, x: Value, y: Value) -> Value:
     """A choice between two numbers is made before its condition is expanded."""
     require(_number(x) and _number(y), "the choices are no single numbers")
     require(c.rank is not None and c.rank >= max(x.rank or 0, y.rank or 0), "a choice has more dimensions")
-    return op.Expand(op.Where(c, x, y), s)  # type: ignore[no-any-return]
+    return op.Expand(op.Where(c, x, y), s)
 
 
 def _number(value: Value) -> bool:

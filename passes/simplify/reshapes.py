@@ -68,7 +68,7 @@ def static_target(source: Shape, target: Shape) -> tuple[int, ...] | None:
 def reshape_to(x: Value, target: Shape) -> Value | None:
     """A Reshape of ``x`` to ``target`` with a constant operand, or None where there is none."""
     encoded = static_target(known_shape(x), target)
-    return None if encoded is None else op.Reshape(x, constant(list(encoded), DType.INT64))  # type: ignore[no-any-return]
+    return None if encoded is None else op.Reshape(x, constant(list(encoded), DType.INT64))
 
 
 @rule(*RESHAPING, "Expand")
@@ -99,7 +99,7 @@ def _canonical_target(node: Node, x: Value, target: Value) -> Value | None:
     elements = integers(target)
     if not node.attrs.get("allowzero", 0) or elements is None or 0 in elements:
         return None
-    return op.Reshape(x, target)  # type: ignore[no-any-return]
+    return op.Reshape(x, target)
 
 
 @rule("Squeeze", "Unsqueeze", "Flatten")
@@ -123,7 +123,7 @@ def _merge(node: Node) -> Value | None:
     source = inner.operands[0]
     assert source is not None
     if node.op == "Reshape" and _independent_target(node):
-        return op.Reshape(source, node.operands[1], allowzero=node.attrs.get("allowzero"))  # type: ignore[no-any-return]
+        return op.Reshape(source, node.operands[1], allowzero=node.attrs.get("allowzero"))
     shape = node.results[0].shape
     require(shape is not None and source.shape is not None, "the rank is unknown")
     assert shape is not None
@@ -155,11 +155,11 @@ def _merge_axes(node: Node, inner: Node, source: Value) -> Value | None:
         added = {a % rank for a in outer_axes}
         kept = [d for d in range(rank) if d not in added]
         added |= {kept[a % middle] for a in inner_axes}
-        return op.Unsqueeze(source, constant(sorted(added), DType.INT64))  # type: ignore[no-any-return]
+        return op.Unsqueeze(source, constant(sorted(added), DType.INT64))
     removed = {a % rank for a in inner_axes}
     kept = [d for d in range(rank) if d not in removed]
     removed |= {kept[a % middle] for a in outer_axes}
-    return op.Squeeze(source, constant(sorted(removed), DType.INT64))  # type: ignore[no-any-return]
+    return op.Squeeze(source, constant(sorted(removed), DType.INT64))
 
 
 @rule("Expand")
@@ -174,7 +174,7 @@ def static_expand(node: Node) -> Value | None:
     encoded = [dim if isinstance(dim, int) else 1 for dim in result]
     for own, dim in zip(source, result, strict=True):
         require(isinstance(dim, int) or own == dim, "the target has sizes that are known only when it runs")
-    return op.Expand(x, constant(encoded, DType.INT64))  # type: ignore[no-any-return]
+    return op.Expand(x, constant(encoded, DType.INT64))
 
 
 @rule("Expand")
@@ -186,7 +186,7 @@ def expand_of_expand(node: Node) -> Value | None:
         return None
     target = content_of(node.operands[1])
     require(target is not None and target == node.results[0].shape, "the outer target relies on the inner expansion")
-    return op.Expand(x.producer.operands[0], node.operands[1])  # type: ignore[no-any-return]
+    return op.Expand(x.producer.operands[0], node.operands[1])
 
 
 @rule(*sorted(BROADCASTS))
@@ -202,6 +202,8 @@ def broadcast_without_expand(node: Node) -> Value | None:
             or operand.producer.op != "Expand"
             or operand.producer.graph is not node.graph
         ):
+            continue
+        if node.op == "PRelu" and i == 0:  # only the slope broadcasts
             continue
         source = operand.producer.operands[0]
         assert source is not None

@@ -39,7 +39,7 @@ def shape_of_same_shaped(node: Node) -> Value | None:
     """The shape of a result is taken from a graph input of the same shape, so that the result need not be kept."""
     content, x = content_of(node.results[0]), node.operands[0]
     assert x is not None
-    if content is None or x.producer is None or x.shape is None:
+    if not content or x.producer is None or x.shape is None:
         return None
     return _read_from_inputs(node, content)
 
@@ -65,7 +65,7 @@ def _read_from_inputs(node: Node, content: tuple[Dim, ...]) -> Value | None:
         return None
     assert source.shape is not None
     end = start + len(content)
-    return op.Shape(source, start=start or None, end=end if end < len(source.shape) else None)  # type: ignore[no-any-return]
+    return op.Shape(source, start=start or None, end=end if end < len(source.shape) else None)
 
 
 def _scalar_from_inputs(node: Node, dim: Dim) -> Value | None:
@@ -83,7 +83,7 @@ def _scalar_from_inputs(node: Node, dim: Dim) -> Value | None:
     source, start = found
     assert source.shape is not None
     shape = op.Shape(source, start=start or None, end=start + 1 if start + 1 < len(source.shape) else None)
-    return op.Squeeze(shape)  # type: ignore[no-any-return]
+    return op.Squeeze(shape)
 
 
 def _find_dims(node: Node, content: tuple[Dim, ...]) -> tuple[Value, int] | None:
@@ -111,7 +111,7 @@ def shape_attributes(node: Node) -> Value | None:
     normal = (low or None, high if high < rank else None)
     if normal == (start, end) or high <= low:
         return None
-    return op.Shape(node.operands[0], start=normal[0], end=normal[1])  # type: ignore[no-any-return]
+    return op.Shape(node.operands[0], start=normal[0], end=normal[1])
 
 
 @rule("Gather")
@@ -126,7 +126,7 @@ def gather_of_shape(node: Node) -> Value | None:
     require(rank is not None, "the rank is unknown")
     assert rank is not None
     at = index[0] % rank
-    return op.Shape(x.producer.operands[0], start=at, end=at + 1)  # type: ignore[no-any-return]
+    return op.Shape(x.producer.operands[0], start=at, end=at + 1)
 
 
 @rule("Concat")
@@ -144,4 +144,4 @@ def concat_known_parts(node: Node) -> Value | None:
             merged.extend(values)
     if len(merged) == len(node.operands):
         return None
-    return op.Concat(*merged, axis=0)  # type: ignore[no-any-return]
+    return op.Concat(*merged, axis=0)

@@ -89,7 +89,7 @@ def invert(perm: tuple[int, ...]) -> tuple[int, ...]:
 
 def transpose(x: Value, perm: tuple[int, ...]) -> Value:
     """``Transpose(x, perm)``, or ``x`` for the identity."""
-    return x if perm == tuple(range(len(perm))) else op.Transpose(x, perm=perm)  # type: ignore[no-any-return]
+    return x if perm == tuple(range(len(perm))) else op.Transpose(x, perm=perm)
 
 
 @rule("Transpose")

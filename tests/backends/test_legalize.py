@@ -1,4 +1,4 @@
-"""Legalization: the oldest opset of a node, the choice of a version to state, and function bodies for what is missing."""
+"""Legalization: the oldest opset of a node, the version to state, and function bodies for what is missing."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import pytest
 from onnx import parser
 
 from planish.backends import LoweringError, backend
-from planish.backends.legalize import Support, legalize, oldest_opset, revision_at
+from planish.backends.legalize import Support, legalize
 from planish.backends.ort_target import OrtTarget
+from planish.backends.revisions import oldest_opset, revision_at
 from planish.frontends.onnx.upgrade import upgrade
 from planish.ir import DType, Graph, Node, TensorType, op, sym, tensor_type
 from planish.ir.builder import make_node
@@ -24,7 +25,7 @@ def parsed(text: str) -> Graph:
 
 
 class Fake:
-    """A runtime that has the standard operators up to ``opset``, but for ``lacking``: operators, or (operator, version)."""
+    """A runtime with the standard operators up to ``opset``, but for ``lacking``: operators, or single versions."""
 
     name = "fake"
     ir_version = 10
@@ -58,7 +59,7 @@ def one_node(name: str, *operands: Type | np.ndarray | np.generic, imported: int
 F = tensor_type(DType.FLOAT, 2, 3)
 D = tensor_type(DType.DOUBLE, 2, 3)
 B = tensor_type(DType.BFLOAT16, 2, 3)
-I = tensor_type(DType.INT32, 2, 3)
+INT = tensor_type(DType.INT32, 2, 3)
 S = np.array([3, 2])
 
 
@@ -67,7 +68,7 @@ S = np.array([3, 2])
     [
         (one_node("Relu", F), 7),
         (one_node("Relu", B), 13),
-        (one_node("Relu", I), 14),
+        (one_node("Relu", INT), 14),
         (one_node("Cast", F, to=int(DType.INT64)), 7),
         (one_node("Cast", F, to=int(DType.BFLOAT16)), 13),
         (one_node("Cast", F, to=int(DType.FLOAT8E5M2)), 19),
@@ -86,10 +87,10 @@ S = np.array([3, 2])
         (one_node("Max", F, F), 7),
         (one_node("Max", F, tensor_type(DType.FLOAT, 3)), 8),
         (one_node("Max", F, tensor_type(DType.FLOAT, sym("n"), 3)), 8),
-        (one_node("Pow", F, I), 12),
+        (one_node("Pow", F, INT), 12),
         (one_node("Mod", F, F, fmod=1), 10),
         (one_node("Mod", F, F), 28),
-        (one_node("Mod", I, I), 10),
+        (one_node("Mod", INT, INT), 10),
         (one_node("Pad", F, np.array([1, 1, 1, 1])), 11),
         (one_node("Pad", F, np.array([1, 1, 1, 1]), mode="wrap"), 19),
         (one_node("ScatterND", F, np.array([[0]]), tensor_type(DType.FLOAT, 1, 3)), 11),
@@ -174,17 +175,21 @@ def test_bodies_with_left_out_operands_and_defaults() -> None:
     graph = one_node("Clip", F, None, np.float32(1))  # type: ignore[arg-type]
     legalize(graph, Fake(22, "Clip"))
     assert "Clip" not in ops(graph)
-    found, = backend("reference").compile(graph)(np.float32([[-5, 0, 5], [0, 1, 2]]))
+    (found,) = backend("reference").compile(graph)(np.float32([[-5, 0, 5], [0, 1, 2]]))
     np.testing.assert_array_equal(found, [[-5, 0, 1], [0, 1, 1]])
 
 
 def test_bodies_in_nested_graphs() -> None:
     text = """<ir_version: 10, opset_import: ["" : 22]> g (bool c, float[2] x) => (float[2] y) {
-      y = If (c) <then_branch = t () => (float[2] a) { a = Mish(x) }, else_branch = e () => (float[2] b) { b = Neg(x) }> }"""
+      y = If (c) <
+        then_branch = t () => (float[2] a) { a = Mish(x) },
+        else_branch = e () => (float[2] b) { b = Neg(x) }
+      > }"""
     graph = parsed(text)
     legalize(graph, Fake(22, "Mish"))
     assert "Mish" not in ops(graph)
-    np.testing.assert_allclose(backend("onnxruntime").compile(graph)(np.array(True), np.float32([0, 1]))[0], [0, 0.8651], atol=1e-4)
+    (found,) = backend("onnxruntime").compile(graph)(np.array(True), np.float32([0, 1]))
+    np.testing.assert_allclose(found, [0, 0.8651], atol=1e-4)
 
 
 def test_loops_as_bodies() -> None:
@@ -193,7 +198,7 @@ def test_loops_as_bodies() -> None:
     graph = parsed(text)
     legalize(graph, Fake(22, "SequenceMap"))
     assert "Loop" in ops(graph)
-    found, = backend("onnxruntime").compile(graph)([np.float32([1]), np.float32([2, 3])])
+    (found,) = backend("onnxruntime").compile(graph)([np.float32([1]), np.float32([2, 3])])
     assert [v.tolist() for v in found] == [[-1], [-2, -3]]
 
 
@@ -255,7 +260,9 @@ def test_its_definitions_may_lag_behind() -> None:
     graph = one_node("Attention", qkv, qkv, qkv, left_window_size=1)
     array = np.random.default_rng(0).normal(size=(1, 2, 4, 8)).astype(np.float32)
     wanted = backend("reference").compile(graph)(array, array, array)[0]
-    np.testing.assert_allclose(backend("onnxruntime").compile(graph)(array, array, array)[0], wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        backend("onnxruntime").compile(graph)(array, array, array)[0], wanted, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_compiling_leaves_the_graph_alone() -> None:

@@ -76,7 +76,7 @@ def test_what_it_lacks_is_listed() -> None:
 
 def test_one_node() -> None:
     node = make_node("CumProd", (np.ones(3, np.float32), np.int64(0)), {})
-    found, = REFERENCE.evaluate(node, [np.float32([1, 2, 3]), np.array(0)])
+    (found,) = REFERENCE.evaluate(node, [np.float32([1, 2, 3]), np.array(0)])
     np.testing.assert_array_equal(found, [1, 2, 6])
     clip = make_node("Clip", (np.ones(3, np.float32), None, np.float32(2)), {})
     np.testing.assert_array_equal(REFERENCE.evaluate(clip, [np.float32([1, 2, 3]), None, np.float32(2)])[0], [1, 2, 2])

@@ -23,24 +23,21 @@ from planish.ir.errors import ModelError
 from planish.ir.opsets import NEWEST, OLDEST, is_compatible
 from planish.ir.schema import canonical_opset
 
-REVISIONS = {
-    (s.name, s.since_version)
-    for s in onnx.defs.get_all_schemas_with_history()
-    if s.domain == "" and s.since_version >= OLDEST
-}
-NEW = {(s.name, min(v.since_version for v in onnx.defs.get_all_schemas_with_history() if (v.name, v.domain) == (s.name, ""))) for s in onnx.defs.get_all_schemas() if s.domain == ""}  # fmt: skip
+HISTORY = {(s.name, s.since_version) for s in onnx.defs.get_all_schemas_with_history() if s.domain == ""}
+REVISIONS = {(op, since) for op, since in HISTORY if since >= OLDEST}
+NEW = {(op, min(since for s, since in HISTORY if s == op)) for op, _ in HISTORY}  # an operator's first version
 ADAPTED = {(op, since) for op, history in ADAPTERS.items() for since in history}
 
 
 def test_every_revision_was_reviewed() -> None:
-    assert onnx.defs.onnx_opset_version() == NEWEST, "a new release of onnx: review what it revised, then set NEWEST"
+    assert onnx.defs.onnx_opset_version() <= NEWEST, "a new release of onnx: review what it revised, then set NEWEST"
     unreviewed = REVISIONS - NEW - ADAPTED
     assert {r for r in unreviewed if not is_compatible(*r)} == set()
 
 
 def test_no_revision_is_both_adapted_and_compatible() -> None:
     assert {r for r in ADAPTED if is_compatible(*r)} == set()
-    assert ADAPTED <= REVISIONS
+    assert {r for r in ADAPTED if r[1] <= onnx.defs.onnx_opset_version()} <= REVISIONS
 
 
 # single operators, before and after
@@ -149,25 +146,64 @@ def recurrent(op: str) -> Callable[..., Any]:
 
 CASES = [
     # opset 7
-    *[Case(op, 6, [abs(X), abs(floats(3))], {"broadcast": 1, "axis": 1}, expected=along_channels(f), converter=False) for op, f in BINARY.items()],
-    *[Case(op, 6, [X > 0, floats(3) > 0], {"broadcast": 1, "axis": -3}, expected=along_channels(f), converter=False) for op, f in LOGICAL.items()],
-    *[Case(op, 6, [X, floats(3)], {"broadcast": 1, "axis": 1}, expected=along_channels(f), converter=False) for op, f in COMPARE.items()],
-    Case("Equal", 6, [ints(1, 2, 3, 4).reshape(2, 2), ints(1, 4)], {"broadcast": 1}, expected=np.equal, converter=False),
+    *[
+        Case(op, 6, [abs(X), abs(floats(3))], {"broadcast": 1, "axis": 1}, expected=along_channels(f), converter=False)
+        for op, f in BINARY.items()
+    ],
+    *[
+        Case(op, 6, [X > 0, floats(3) > 0], {"broadcast": 1, "axis": -3}, expected=along_channels(f), converter=False)
+        for op, f in LOGICAL.items()
+    ],
+    *[
+        Case(op, 6, [X, floats(3)], {"broadcast": 1, "axis": 1}, expected=along_channels(f), converter=False)
+        for op, f in COMPARE.items()
+    ],
+    Case(
+        "Equal", 6, [ints(1, 2, 3, 4).reshape(2, 2), ints(1, 4)], {"broadcast": 1}, expected=np.equal, converter=False
+    ),
     Case("Add", 6, [X, floats(4, 5)], {"broadcast": 1}, expected=np.add),
     Case("Add", 6, [X, X], {}, expected=np.add),
     Case("PRelu", 6, [X, floats(3)], expected=lambda x, s: np.where(x < 0, x * s.reshape(3, 1, 1), x), converter=False),
     Case("PRelu", 6, [X, floats(1)], expected=lambda x, s: np.where(x < 0, x * s, x)),
     Case("Gemm", 6, [floats(2, 3), floats(3, 4), floats(4)], {"broadcast": 1}, expected=lambda a, b, c: a @ b + c),
-    Case("BatchNormalization", 6, [floats(2, 3, 4), *CHANNELS], {"is_test": 1}, expected=lambda x, *p: batch_norm(x, *[v[:, None] for v in p])),
+    Case(
+        "BatchNormalization",
+        6,
+        [floats(2, 3, 4), *CHANNELS],
+        {"is_test": 1},
+        expected=lambda x, *p: batch_norm(x, *[v[:, None] for v in p]),
+    ),
     Case("Dropout", 6, [X], {"is_test": 1, "ratio": 0.3}, expected=lambda x: x),
     Case("Dropout", 6, [X], {"ratio": 0.0}, expected=lambda x: x, converter=False),
     *[
-        Case(op, 6, [floats(2, 1, 3), floats(1, 4 * g, 3), floats(1, 4 * g, 4)], {"hidden_size": 4, "output_sequence": 1}, 2, recurrent(op), converter=False)
+        Case(
+            op,
+            6,
+            [floats(2, 1, 3), floats(1, 4 * g, 3), floats(1, 4 * g, 4)],
+            {"hidden_size": 4, "output_sequence": 1},
+            2,
+            recurrent(op),
+            converter=False,
+        )
         for op, g in (("LSTM", 4), ("GRU", 3), ("RNN", 1))
     ],
-    Case("Upsample", 6, [IMAGE], {"height_scale": 2.0, "width_scale": 3.0}, expected=lambda x: x.repeat(2, 2).repeat(3, 3), converter=False),
+    Case(
+        "Upsample",
+        6,
+        [IMAGE],
+        {"height_scale": 2.0, "width_scale": 3.0},
+        expected=lambda x: x.repeat(2, 2).repeat(3, 3),
+        converter=False,
+    ),
     # opset 9
-    Case("BatchNormalization", 7, [floats(2, 3, 4), *[abs(floats(3, 4)) for _ in range(4)]], {"spatial": 0}, expected=batch_norm, converter=False),
+    Case(
+        "BatchNormalization",
+        7,
+        [floats(2, 3, 4), *[abs(floats(3, 4)) for _ in range(4)]],
+        {"spatial": 0},
+        expected=batch_norm,
+        converter=False,
+    ),
     Case("BatchNormalization", 7, [floats(2, 3, 4), *CHANNELS], {"spatial": 1}),
     Case("Upsample", 7, [IMAGE], {"scales": [1.0, 1.0, 2.0, 2.0], "mode": "nearest"}, converter=False),
     Case("Upsample", 7, [IMAGE], {"scales": [1.0, 1.0, 2.0, 1.5], "mode": "linear"}, converter=False),
@@ -176,7 +212,9 @@ CASES = [
     Case("Slice", 9, [X], {"starts": [1, -3], "ends": [3, 100], "axes": [1, 3]}),
     Case("Slice", 9, [X], {"starts": [1, 1], "ends": [2, 3]}),
     Case("TopK", 9, [X], {"k": 2, "axis": 1}, 2),
-    Case("Upsample", 9, [IMAGE, np.array([1, 1, 2, 3], np.float32)], {"mode": "nearest"}, constants=(1,), converter=False),
+    Case(
+        "Upsample", 9, [IMAGE, np.array([1, 1, 2, 3], np.float32)], {"mode": "nearest"}, constants=(1,), converter=False
+    ),
     Case("Upsample", 9, [IMAGE, np.array([1, 1, 2, 3], np.float32)], {"mode": "linear"}, converter=False),
     # opset 11
     Case("Clip", 10, [X], {"min": -0.5, "max": 0.7}),
@@ -185,7 +223,15 @@ CASES = [
     Case("Clip", 10, [X], {"min": -0.5, "max": 0.7}, unranked=True),
     Case("Pad", 10, [X], {"pads": [0, 0, 1, 2, 0, 0, 2, 1], "value": 1.5}),
     Case("Pad", 10, [X], {"pads": [0, 0, 1, 2, 0, 0, 2, 1], "mode": "reflect"}),
-    Case("Pad", 2, [X.astype(np.float64)], {"pads": [0, 0, 1, 2, 0, 0, -2, 1], "value": 1.5}, expected=lambda x: np.pad(x, ((0, 0), (0, 0), (1, 0), (2, 1)), constant_values=1.5)[:, :, :3], runner="onnxruntime", converter=False),
+    Case(
+        "Pad",
+        2,
+        [X.astype(np.float64)],
+        {"pads": [0, 0, 1, 2, 0, 0, -2, 1], "value": 1.5},
+        expected=lambda x: np.pad(x, ((0, 0), (0, 0), (1, 0), (2, 1)), constant_values=1.5)[:, :, :3],
+        runner="onnxruntime",
+        converter=False,
+    ),
     Case("Scatter", 10, [floats(3, 3), ints(0, 2, 1).reshape(1, 3), floats(1, 3)], {"axis": 0}),
     *[
         Case("Resize", 10, [IMAGE, np.array([1, 1, *s], np.float32)], {"mode": mode}, constants=known, converter=False)
@@ -202,8 +248,14 @@ CASES = [
         Case(op, 12, [x], a, unranked=unranked, converter=not unranked and op != "Hardmax")
         for op in ("Softmax", "LogSoftmax", "Hardmax")
         for x, a, unranked in (
-            (X, {}, False), (X, {"axis": 0}, False), (X, {"axis": 2}, False), (X, {"axis": 3}, False), (X, {"axis": -1}, False),
-            (X, {"axis": 2}, True), (X, {"axis": -1}, True), (floats(2, 3, 1, 1), {}, False),
+            (X, {}, False),
+            (X, {"axis": 0}, False),
+            (X, {"axis": 2}, False),
+            (X, {"axis": 3}, False),
+            (X, {"axis": -1}, False),
+            (X, {"axis": 2}, True),
+            (X, {"axis": -1}, True),
+            (floats(2, 3, 1, 1), {}, False),
         )
     ],
     Case("Softmax", 9, [np.empty((2, 0, 3), np.float32)], {"axis": 1}, expected=lambda x: x),
@@ -215,16 +267,35 @@ CASES = [
     Case("Squeeze", 12, [floats(1, 3, 1)], {"axes": [0]}),
     Case("Squeeze", 12, [floats(1, 3, 1)], {}),
     Case("Unsqueeze", 12, [floats(3)], {"axes": [0, 2]}),
-    Case("Resize", 11, [IMAGE, np.empty(0, np.float32), np.empty(0, np.float32), ints(1, 1, 3, 6)], {"mode": "linear"}, constants=(1, 2)),
+    Case(
+        "Resize",
+        11,
+        [IMAGE, np.empty(0, np.float32), np.empty(0, np.float32), ints(1, 1, 3, 6)],
+        {"mode": "linear"},
+        constants=(1, 2),
+    ),
     *[
-        Case("Resize", 11, [IMAGE, np.empty(0, np.float32), np.array([1, 1, a, b], np.float32)], {"coordinate_transformation_mode": "tf_half_pixel_for_nn", **rounding}, constants=(1, 2), converter=False)
+        Case(
+            "Resize",
+            11,
+            [IMAGE, np.empty(0, np.float32), np.array([1, 1, a, b], np.float32)],
+            {"coordinate_transformation_mode": "tf_half_pixel_for_nn", **rounding},
+            constants=(1, 2),
+            converter=False,
+        )
         for a, b in ((2, 3), (0.5, 0.7))
         for rounding in ({"nearest_mode": "floor"}, {})
     ],
     # opset 14
     Case("BatchNormalization", 9, [floats(2, 3, 4), *CHANNELS], {}, 3, expected=batch_norm_training, converter=False),
     # opset 16
-    Case("RoiAlign", 10, [floats(1, 2, 8, 8), np.array([[0, 0, 6, 5], [1, 2, 7, 7]], np.float32), ints(0, 0)], {"output_height": 3, "output_width": 3, "sampling_ratio": 2}, converter=False),
+    Case(
+        "RoiAlign",
+        10,
+        [floats(1, 2, 8, 8), np.array([[0, 0, 6, 5], [1, 2, 7, 7]], np.float32), ints(0, 0)],
+        {"output_height": 3, "output_width": 3, "sampling_ratio": 2},
+        converter=False,
+    ),
     # opset 18
     *[
         Case(op, 17, [abs(X) + 0.1], {"axes": [-1, 1], "keepdims": k})
@@ -234,21 +305,51 @@ CASES = [
     ],
     Case("Split", 17, [floats(4, 6)], {"axis": 1}, 3),
     # opset 20
-    Case("DFT", 17, [floats(1, 4, 6, 1)], {}, expected=lambda x: np.stack([(z := np.fft.fft(x[..., 0], axis=1)).real, z.imag], -1), converter=False),
+    Case(
+        "DFT",
+        17,
+        [floats(1, 4, 6, 1)],
+        {},
+        expected=lambda x: np.stack([(z := np.fft.fft(x[..., 0], axis=1)).real, z.imag], -1),
+        converter=False,
+    ),
     Case("DFT", 17, [floats(1, 4, 6, 1)], {"axis": 2, "onesided": 1}),
-    *[Case("GridSample", 16, [floats(1, 1, 4, 4), R.uniform(-1, 1, (1, 3, 3, 2)).astype(np.float32)], {"mode": m}) for m in ("bilinear", "nearest", "bicubic")],
+    *[
+        Case("GridSample", 16, [floats(1, 1, 4, 4), R.uniform(-1, 1, (1, 3, 3, 2)).astype(np.float32)], {"mode": m})
+        for m in ("bilinear", "nearest", "bicubic")
+    ],
     Case("GridSample", 16, [floats(1, 1, 4, 4), R.uniform(-1, 1, (1, 3, 3, 2)).astype(np.float32)]),
     # opset 21
     *[
-        Case("GroupNormalization", 18, [floats(2, 6, 5), floats(3), floats(3)], {"num_groups": 3}, constants=known, unranked=unranked, expected=group_norm, converter=False)
+        Case(
+            "GroupNormalization",
+            18,
+            [floats(2, 6, 5), floats(3), floats(3)],
+            {"num_groups": 3},
+            constants=known,
+            unranked=unranked,
+            expected=group_norm,
+            converter=False,
+        )
         for known, unranked in (((1, 2), False), ((), False), ((), True))
     ],
     # opset 28
     *[
-        Case(op, 20, [ints(1, 2, 3, 4).reshape(2, 2), ints(0)], {"keepdims": 0}, expected=integral(log), constants=(1,), converter=False)
-        for op, log in (("ReduceLogSum", lambda x: np.log(x.sum(0))), ("ReduceLogSumExp", lambda x: np.log(np.exp(x).sum(0))))
+        Case(
+            op,
+            20,
+            [ints(1, 2, 3, 4).reshape(2, 2), ints(0)],
+            {"keepdims": 0},
+            expected=integral(log),
+            constants=(1,),
+            converter=False,
+        )
+        for op, log in (
+            ("ReduceLogSum", lambda x: np.log(x.sum(0))),
+            ("ReduceLogSumExp", lambda x: np.log(np.exp(x).sum(0))),
+        )
     ],
-]  # fmt: skip
+]
 
 
 def run(graph: Graph, case: Case) -> list[Any]:
@@ -270,7 +371,7 @@ def test_a_node_means_the_same_in_the_canonical_opset(case: Case) -> None:
     graph = imported(case.model())
     assert graph.opsets[""] == canonical_opset()
     assert graph.info["imported_opset"] == case.opset
-    check(run(graph, case), [w.astype(np.float32) if w.dtype == np.float64 and case.operands[0].dtype == np.float32 else w for w in case.want()])
+    check(run(graph, case), case.want())
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.converter], ids=str)
@@ -299,10 +400,13 @@ def test_the_main_node_keeps_its_identity(case: Case) -> None:
 SCAN_8 = """
 <ir_version: 3, opset_import: ["" : 8]>
 scan (float[2,2] initial, float[2,3,2] x) => (float[2,2] final, float[2,3,2] sums) {
-  final, sums = Scan <num_scan_inputs = 1, directions = [%d], body = step (float[2] state, float[2] part) => (float[2] next, float[2] out) {
-    next = Add(state, part)
-    out = Identity(next)
-  }> ("", initial, x)
+  final, sums = Scan <
+    num_scan_inputs = 1, directions = [%d],
+    body = step (float[2] state, float[2] part) => (float[2] next, float[2] out) {
+      next = Add(state, part)
+      out = Identity(next)
+    }
+  > ("", initial, x)
 }
 """
 
@@ -348,11 +452,15 @@ def rejected(text: str) -> str:
 
 def test_newer_than_the_installed_onnx() -> None:
     newer = onnx.defs.onnx_opset_version() + 1
-    assert f"opset {newer}" in rejected(f'<ir_version: 8, opset_import: ["" : {newer}]> g (float[1] x) => (float[1] y) {{ y = Neg(x) }}')
+    assert f"opset {newer}" in rejected(
+        f'<ir_version: 8, opset_import: ["" : {newer}]> g (float[1] x) => (float[1] y) {{ y = Neg(x) }}'
+    )
 
 
 def test_too_old() -> None:
-    assert "opset 5 is too old for Add" in rejected('<ir_version: 3, opset_import: ["" : 5]> g (float[1] x) => (float[1] y) { y = Add(x, x) }')
+    assert "opset 5 is too old for Add" in rejected(
+        '<ir_version: 3, opset_import: ["" : 5]> g (float[1] x) => (float[1] y) { y = Add(x, x) }'
+    )
 
 
 def test_old_but_never_revised() -> None:
@@ -363,23 +471,33 @@ def test_old_but_never_revised() -> None:
     ("opset", "nodes", "reason"),
     [
         (6, "y = Add<broadcast = 1, axis = 1>(x, z)", "needs the rank"),
-        (11, "y = Resize<coordinate_transformation_mode = \"tf_half_pixel_for_nn\", nearest_mode = \"ceil\">(x, z, z)", "tf_half_pixel"),
+        (
+            11,
+            'y = Resize<coordinate_transformation_mode = "tf_half_pixel_for_nn", nearest_mode = "ceil">(x, z, z)',
+            "tf_half_pixel",
+        ),
         (18, "y = GroupNormalization<num_groups = 0>(x, z, z)", "not what its definition asks for"),
         (8, "y = BatchNormalization<spatial = 0>(x, z, z, z, )", "BatchNormalization"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_expressed(opset: int, nodes: str, reason: str) -> None:
-    message = rejected(f'<ir_version: 8, opset_import: ["" : {opset}]> g (float[2,2] x, float[] z) => (float[] y) {{ {nodes} }}')
+    message = rejected(
+        f'<ir_version: 8, opset_import: ["" : {opset}]> g (float[2,2] x, float[] z) => (float[] y) {{ {nodes} }}'
+    )
     assert reason in message
 
 
 def test_a_canonical_model_is_left_alone() -> None:
-    text = f'<ir_version: 10, opset_import: ["" : {NEWEST}]> g (float[2] x) => (float[1,2] y) {{ a = Constant<value = int64[1] {{0}}>() y = Unsqueeze(x, a) }}'
+    text = f"""<ir_version: 10, opset_import: ["" : {NEWEST}]> g (float[2] x) => (float[1,2] y) {{
+      a = Constant<value = int64[1] {{0}}>() y = Unsqueeze(x, a) }}"""
     graph = imported(parser.parse_model(text))
     assert [n.op for n in graph.nodes] == ["Unsqueeze"]
     assert graph.info["imported_opset"] == NEWEST
 
 
 def test_without_standard_operators() -> None:
-    model = parser.parse_model('<ir_version: 8, opset_import: ["ai.onnx.ml" : 1]> g (float[2] x) => (float[2] y) { y = ai.onnx.ml.Binarizer(x) }')
+    model = parser.parse_model(
+        '<ir_version: 8, opset_import: ["ai.onnx.ml" : 1]> g (float[2] x) => (float[2] y) {'
+        " y = ai.onnx.ml.Binarizer(x) }"
+    )
     assert "" not in imported(model).opsets

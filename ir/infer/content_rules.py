@@ -172,42 +172,33 @@ def _transpose(node: Node) -> Content | None:
 
 @content("Concat")
 def _concat(node: Node) -> Content | None:
-    values = [operand(node, i) for i in range(len(node.operands))]
-    rank = len(_result_shape(node))
-    axis = normal_axis(node, node.attrs["axis"], rank)
-    parts: list[tuple[Content, tuple[int, ...]]] = []
-    known = False
-    for value in values:
-        elements = content_of(value)
-        known = known or elements is not None
-        parts.append((_free(value) if elements is None else elements, _static(value)))
-    if not known:
+    known = [content_of(value) for value in node.operands]
+    if not any(known):
         return None
-    if rank == 1:
-        return tuple([e for elements, _ in parts for e in elements])
-    return _concatenated(parts, axis)
-
-
-def _free(value: Value) -> Content:
-    """Unknown integers for all elements of ``value``, whose shape is static."""
-    assert isinstance(value.type, TensorType)
-    assert value.type.is_static
-    count = value.type.size
-    assert isinstance(count, int)
-    assert count <= MAX_CONTENT
-    return tuple([fresh_integer() for _ in range(count)])
-
-
-def _concatenated(parts: list[tuple[Content, tuple[int, ...]]], axis: int) -> Content:
+    parts = [
+        _free(value) if elements is None else elements for value, elements in zip(node.operands, known, strict=True)
+    ]
+    shape = _result_shape(node)
+    if len(shape) == 1:
+        return tuple([e for elements in parts for e in elements])
     outer = 1
-    for d in parts[0][1][:axis]:
+    for d in shape[: normal_axis(node, node.attrs["axis"], len(shape))]:
         outer *= d
     found: list[Dim] = []
     for i in range(outer):
-        for elements, _ in parts:
+        for elements in parts:
             row = len(elements) // outer
             found += elements[i * row : (i + 1) * row]
     return tuple(found)
+
+
+def _free(value: Value | None) -> Content:
+    """Unknown integers for all elements of ``value``, whose shape is static."""
+    count = 1
+    for d in _static(value):
+        count *= d
+    assert count <= MAX_CONTENT
+    return tuple([fresh_integer() for _ in range(count)])
 
 
 @contents("Split")

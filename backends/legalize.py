@@ -71,7 +71,7 @@ def legalize(graph: Graph, target: Target) -> Stamp:
         LoweringError: with every node for which there is no way.
     """
     imported = int(graph.info.get("imported_opset") or graph.opsets.get("") or target.opset)
-    task = _Legalization(target, max(OLDEST, min(imported, target.opset)))
+    task = _Legalization(target, max(OLDEST, min(imported, target.opset)), _own_functions(graph))
     for nested in list(graph.walk_graphs()):
         if nested.root is graph:  # not that of a node which its function body has replaced
             for node in list(nested.nodes):
@@ -104,9 +104,10 @@ class _Legalization:
         bodies: of functions.
     """
 
-    def __init__(self, target: Target, wished: int):
+    def __init__(self, target: Target, wished: int, defined: frozenset[str]):
         self.target = target
         self.wished = wished
+        self.defined = defined  # operators that the model itself defines
         self.kinds: dict[tuple[object, ...], _Kind] = {}
         self.problems: list[Problem] = []
         self.bodies: dict[Any, Graph | None] = {}
@@ -120,7 +121,7 @@ class _Legalization:
                 kind.nodes.append(node)
                 return
             oldest = kind.oldest
-        elif self.target.support(node, 0, 0):
+        elif node.op in self.defined or self.target.support(node, 0, 0):
             return
         body = decompose(node, self.bodies) if depth < MAX_DEPTH else None
         if body is None:
@@ -199,6 +200,16 @@ class _Legalization:
             for node in kind.nodes if unknown else ():
                 for name in unknown:
                     set_attr(node, name)
+
+
+def _own_functions(graph: Graph) -> frozenset[str]:
+    """The operators that the model defines as functions, where these were not inlined."""
+    if not graph.info.get("functions"):
+        return frozenset()
+    from onnx import FunctionProto
+
+    functions = map(FunctionProto.FromString, graph.info["functions"])
+    return frozenset(f"{f.domain}.{f.name}" for f in functions)
 
 
 def _ir_version(graph: Graph, opset: int, target: Target) -> int:

@@ -209,17 +209,22 @@ class OnnxRuntime(Backend):
         """A copy of ``graph`` in what the installed ONNX Runtime implements."""
         return self.lower_and_stamp(graph)[0]
 
-    def lower_and_stamp(self, graph: Graph) -> tuple[Graph, Stamp]:
-        """The copy, and the versions to state when it is written as a model."""
+    def lower_and_stamp(self, graph: Graph, *, custom_ops: bool = False) -> tuple[Graph, Stamp]:
+        """The copy, and the versions to state when it is written as a model.
+
+        Args:
+            graph: the graph.
+            custom_ops: whether a library adds operators of other domains.
+        """
         lowered = clone_graph(graph)
-        return lowered, legalize(lowered, OrtTarget())
+        return lowered, legalize(lowered, OrtTarget(custom_ops))
 
     def compile(self, graph: Graph, **options: Any) -> Executable:
         """A session for ``graph``; for the options see `session_options`."""
         from ..ir.convert.proto import to_proto
 
         settings = _checked(options)
-        lowered, stamp = self.lower_and_stamp(graph)
+        lowered, stamp = self.lower_and_stamp(graph, custom_ops=bool(options.get("custom_ops")))
         weights = _Weights(lowered)
         model = to_proto(lowered, opset=stamp.opset, ir_version=stamp.ir_version, external=weights)
         try:
@@ -249,6 +254,7 @@ def session_options(
     level: str = "all",
     spinning: bool = True,
     optimized_path: str | os.PathLike[str] | None = None,
+    custom_ops: Sequence[str | os.PathLike[str]] = (),
     config: Mapping[str, str] | None = None,
 ) -> Any:
     """``onnxruntime.SessionOptions``.
@@ -259,6 +265,7 @@ def session_options(
         level: of ONNX Runtime's own optimizations: off, basic, extended, all.
         spinning: whether idle threads wait busily.
         optimized_path: where to write the graph as ONNX Runtime has optimized it.
+        custom_ops: libraries with further operators.
         config: session configuration entries.
 
     Raises:
@@ -276,6 +283,8 @@ def session_options(
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if optimized_path is not None:
         options.optimized_model_filepath = os.fspath(optimized_path)
+    for library in custom_ops:
+        options.register_custom_ops_library(os.fspath(library))
     for key, value in (config or {}).items():
         options.add_session_config_entry(key, value)
     return options

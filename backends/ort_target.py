@@ -53,9 +53,16 @@ def _reads(opset: int, ir_version: int) -> bool:
 
 
 class OrtTarget:
-    """What the installed ONNX Runtime takes on a CPU."""
+    """What the installed ONNX Runtime takes on a CPU.
+
+    Args:
+        custom_ops: whether a library adds operators of other domains.
+    """
 
     name = "onnxruntime"
+
+    def __init__(self, custom_ops: bool = False):
+        self.custom_ops = custom_ops
 
     @property
     def opset(self) -> int:
@@ -77,7 +84,7 @@ class OrtTarget:
         With a kernel for other types, it may cast, or optimize the node away.
         """
         if node.domain:
-            return Support.FULL if node.op in _definitions() else Support.NONE
+            return Support.FULL if self.custom_ops or node.op in _definitions() else Support.NONE
         if _has_kernel(node.op, since, _types_of(node, since)) or _runs_body(node.op, since, opset):
             return Support.FULL
         return Support.PERHAPS if _kernels_for(node.op, since) else Support.NONE

@@ -22,6 +22,7 @@ from .types import DType, TensorType
 __all__ = ["ArrayTensor", "DataFile", "FileTensor", "LazyTensor", "Tensor", "TensorError", "pack", "tensor", "unpack"]
 
 CHUNK = 16 << 20  # bytes per piece when streaming
+_PIECE = 2 << 20  # bytes per piece when elements must be put in order first
 _SAMPLE = 1 << 12  # bytes read at each of three places for `Tensor.sample`
 
 
@@ -69,7 +70,13 @@ class Tensor:
 
     def chunks(self) -> Iterator[memoryview]:
         """The ``raw_data`` encoding (little-endian, row-major), in pieces of bounded size where the storage allows."""
-        yield pack(self.numpy(), self.dtype).data.cast("B")
+        array = self.numpy()
+        rows = _PIECE * len(array) // max(self.nbytes, 1) // 64 * 64 if array.ndim else 0
+        if array.flags.c_contiguous or rows == 0 or self.dtype.bits < 8:
+            yield pack(array, self.dtype).data.cast("B")
+        else:  # a transposed view, say: piece by piece, each of which fits in a cache
+            for at in range(0, len(array), rows):
+                yield pack(array[at : at + rows], self.dtype).data.cast("B")
 
     def sample(self) -> bytes:
         """A few of the bytes: equal for equal tensors, cheap for large ones, so that duplicates are found quickly."""

@@ -1,6 +1,6 @@
 """docs/write-a-rule.md does what it says, block by block, and examples/plugin is what it ends with.
 
-Comments in front of its blocks say what to do with them: `write FILE`, `run` (of a shell or Python block; `run fails`
+Comments in front of its blocks say what to do with them: `write FILE`, `do` (a shell or Python block; `do fails`
 if the last command must fail), and what that `prints` or `fails with`, where … stands for anything.
 """
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "write-a-rule.md"
 PLUGIN = ROOT / "examples" / "plugin"
 BLOCK = re.compile(
-    r"^<!-- (write|run|prints|fails with)(?: ([\w.]+))? -->\n```\w*\n(.*?)^```$", re.MULTILINE | re.DOTALL
+    r"^<!-- (write|do|prints|fails with)(?: ([\w.]+))? -->\n```\w*\n(.*?)^```$", re.MULTILINE | re.DOTALL
 )
 FILES = ("planish_scales.py", "test_planish_scales.py", "pyproject.toml")
 
@@ -99,9 +99,9 @@ def test_page(tmp_path):
         following = blocks[i + 1][0] if i + 1 < len(blocks) else ""
         if kind == "write":
             (tmp_path / argument).write_text(content)
-        elif kind == "run" and "```python" in whole:
+        elif kind == "do" and "```python" in whole:
             reader.python(content)
-        elif kind == "run":
+        elif kind == "do":
             reader.shell(content, argument == "fails" or following == "fails with")
         else:
             assert is_shown(content, reader.output), f"{content}\nis not in\n{reader.output}"

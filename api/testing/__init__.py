@@ -15,7 +15,7 @@ In a package with rules of its own, this is all there is to do::
 
 from .check import RuleError, RuleReport, VacuousRule, check_rule, rules_of
 from .discover import all_rules
-from .graphs import assert_rewrites, check_pass
+from .graphs import assert_rewrites, check_pass, check_pass_on_random_graphs
 from .instances import random_graph
 from .samplers import sampler
 from .samplers_nn import __name__ as _registered  # noqa: F401
@@ -27,6 +27,7 @@ __all__ = [
     "all_rules",
     "assert_rewrites",
     "check_pass",
+    "check_pass_on_random_graphs",
     "check_rule",
     "random_graph",
     "rules_of",

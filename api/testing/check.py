@@ -158,7 +158,7 @@ def _compare(
     """Rewrite ``graph`` and compare; None if all is well or the rule does not fire."""
     expected = [look_up(before, v) for v in graph.outputs]
     left = str(graph)
-    scale = _scale(before)
+    scale = scale_of(before)
     if not isinstance(rule.numerics, Exact) and not np.isfinite(scale):
         return None
     fired, problem = _rewrite_and_compare(rule, graph, inputs, expected, scale, report)
@@ -218,7 +218,7 @@ def _note_refusal(rule: Rule, graph: Graph, report: RuleReport) -> None:
         report.refused[reason] += 1
 
 
-def _scale(environment: Environment) -> float:
+def scale_of(environment: Environment) -> float:
     """The largest magnitude among floating-point values; infinite if one is not finite."""
     largest = 0.0
     for array in environment.values():

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from planish.ir import Graph
 from planish.ir.clone import clone_graph
 from planish.ir.equal import difference as graph_difference
@@ -14,12 +16,14 @@ from planish.passes import Context, Lossy, Pass, Pipeline, Rule, Within
 from planish.passes.numerics import Exact, Numerics
 from planish.passes.rewrite import rewrite
 
-from .check import random_inputs
+from .check import random_inputs, scale_of
 from .compare import difference
 from .draw import Draw
-from .evaluate import evaluate_graph, look_up
+from .evaluate import EvaluationError, evaluate_graph, look_up
+from .instances import random_graph
+from .sketch import TypeContradiction, check_type
 
-__all__ = ["assert_rewrites", "check_pass"]
+__all__ = ["assert_rewrites", "check_pass", "check_pass_on_random_graphs"]
 
 Passes = Pass | str | Rule | Sequence[Rule]
 
@@ -70,12 +74,38 @@ def check_pass(passes: Passes, graph: Graph, inputs: Mapping[str, Any] | None = 
     run(changed, passes)
     verify(changed)
     before, after = evaluate_graph(graph, arrays), evaluate_graph(changed, arrays)
-    numerics = loosest(_numerics(passes))
+    numerics, scale = loosest(_numerics(passes)), scale_of(before)
     for info, old, new in zip(graph.output_info, graph.outputs, changed.outputs, strict=True):
-        problem = difference(look_up(after, new), look_up(before, old), numerics)
+        problem = difference(look_up(after, new), look_up(before, old), numerics, scale)
         if problem is not None:
             raise AssertionError(f"output {info.name}: {problem}\nbefore:\n{graph}\nafter:\n{changed}")
     return changed
+
+
+def check_pass_on_random_graphs(passes: Passes, *, graphs: int = 100, seed: int = 0) -> int:
+    """`check_pass` on random graphs of all kinds of operators, and of the types that come out.
+
+    Returns:
+        the number of graphs that were compared: some compute something infinite, and are left out.
+
+    Raises:
+        AssertionError: a result is wrong; the message shows the graph.
+    """
+    __tracebackhide__ = True
+    compared = 0
+    for i in range(seed, seed + graphs):
+        try:
+            instance = random_graph(i)
+            before = evaluate_graph(instance.graph, instance.inputs)
+        except (EvaluationError, TypeContradiction):  # not the fault of the passes
+            continue
+        if not np.isfinite(scale_of(before)):
+            continue
+        compared += 1
+        changed = check_pass(passes, instance.graph, instance.inputs)
+        for value, array in evaluate_graph(changed, instance.inputs).items():
+            check_type(value, array)
+    return compared
 
 
 def run(graph: Graph, passes: Passes) -> Context:

@@ -399,6 +399,8 @@ def _split(site: Site) -> None:
 
     x = site.data(0, parts)
     dim = x.shape[axis]
+    if -(-dim // count) * (count - 1) > dim:
+        raise Reject("more parts than there are elements")
 
     def sizes() -> Array:
         if dim % count == 0 and draw.chance(0.5):

@@ -207,6 +207,8 @@ def _layer_normalization(site: Site) -> None:
     axis = site.attr("axis", lambda: draw.axis(x.ndim))
     shape = x.shape[axis:]
     site.data(1, lambda: draw.array(site.dtype(1, [site.dtype(0)]), shape), "weight")
+    if site.dtype(1) != site.dtype(0):
+        raise Reject("the reference computes in the dtype of the first operand")
     if site.op == "LayerNormalization":
         site.optional(2, lambda: draw.array(site.dtype(2, [site.dtype(0)]), shape), "weight", 0.7)
     site.attr("epsilon", 1e-5, 1e-3, 0.1)

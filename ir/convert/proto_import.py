@@ -121,17 +121,23 @@ def _state(value: Value, info: ValueInfoProto) -> None:
 class _Scope:
     """The values by name that nodes can use: their own graph's, then those of the graphs around it.
 
-    ``attributes`` are those of the call, within the body of a function. An argument that the call leaves out is None.
+    An argument that the call of a function leaves out is None.
+
+    Attributes:
+        names: the values of this graph.
+        outer: the scope around it.
+        attributes: within the body of a function, those of the call, each with the scope in which it stands.
+        prefix: what the names of values get in front, within the body of a function.
+        stated: what the model says of values of this graph, once somebody has asked.
     """
 
-    __slots__ = ("attributes", "names", "outer", "stated")
+    __slots__ = ("attributes", "names", "outer", "prefix", "stated")
 
-    def __init__(self, outer: _Scope | None = None, attributes: dict[str, Any] | None = None):
+    def __init__(self, outer: _Scope | None = None):
         self.outer = outer
         self.names: dict[str, Value | None] = {}
-        self.attributes: dict[str, Any] | None = attributes
-        if attributes is None and outer is not None:
-            self.attributes = outer.attributes
+        self.attributes: dict[str, tuple[AttributeProto, _Scope]] | None = None if outer is None else outer.attributes
+        self.prefix: str = "" if outer is None else outer.prefix
         self.stated: dict[str, ValueInfoProto] | None = None
 
     def find(self, name: str) -> Value | None:
@@ -189,11 +195,6 @@ class _Importer:
             if key in self.functions:
                 raise ModelError(f"function {shown(function.name)} is defined twice")
             self.functions[key] = function
-            for domain, version in _opsets(function.opset_import).items():
-                stated = self.opsets.setdefault(domain, version)
-                if stated != version and not _same_operators(function, domain, stated, version):
-                    where = f"opset {version} of {shown(domain or 'ai.onnx')}, the model {stated}"
-                    raise ModelError(f"function {shown(function.name)} uses {where}")
 
     def run(self) -> Graph:
         """The graph of the model."""
@@ -376,21 +377,24 @@ class _Importer:
             outputs.pop()
         if form is not None:
             form.check(operands, attrs, len(outputs))
-        if op == "Constant" and not domain and "sparse_value" not in attrs:
-            scope.define(outputs[0], _constant(attrs, outputs[0]))
+        prefix = scope.prefix
+        if op == "Constant" and not domain and not isinstance(attrs.get("sparse_value"), SparseTensor):
+            scope.define(outputs[0], _constant(attrs, outputs[0], prefix))
             return
         full = f"{domain}.{op}" if domain else op
+        if prefix and label:
+            label = prefix + label
         node = Node(full, operands, attrs, len(outputs) or 1, name=label, doc=doc)
         insert(node, graph.ret)
         for name, value in zip(outputs, node.results, strict=False):
             if name:
-                value.name = name
+                value.name = prefix + name
                 scope.define(name, value)
         self.extras(proto, node)
         if domain and home is not None:
             self.stated(node, scope, home)
-        elif "sparse_value" in attrs:
-            node.result.type = _dense_type(proto.attribute[0].sparse_tensor)
+        elif full == "Constant":
+            node.result.type = _dense_type(SparseTensorProto.FromString(attrs["sparse_value"]))
 
     def signature(self, op: str, domain: str) -> Signature | None:
         """What operator ``op`` of ``domain`` asks for in the version that the model imports, if that is known."""
@@ -433,8 +437,10 @@ class _Importer:
         formals = function.input
         if len(operands) > len(formals) or len(proto.output) > len(function.output):
             raise ModelError(f"the function takes {len(formals)} inputs and has {len(function.output)} outputs")
-        defaults = self.attributes(function.attribute_proto, scope, None)
-        inner = _Scope(None, {**defaults, **self.attributes(proto.attribute, scope, None)})
+        inner = _Scope()
+        inner.prefix = f"{scope.prefix}{prose(proto.name or proto.op_type)}/"
+        inner.attributes = {a.name: (a, scope) for a in function.attribute_proto}
+        inner.attributes.update({a.name: found for a in proto.attribute if (found := _resolved(a, scope)) is not None})
         for i, name in enumerate(formals):
             inner.define(name, operands[i] if i < len(operands) else None)
         self.nodes(self.ordered(function.node), graph, inner, None)
@@ -447,7 +453,7 @@ class _Importer:
                     raise ModelError("the function returns an argument that the call leaves out")
                 scope.define(actual, value)
                 if value.producer is not None and formal not in function.input:
-                    value.name = actual
+                    value.name = scope.prefix + actual
 
     def expanded(self, key: FunctionKey, depth: int) -> int:
         """The number of nodes in the body of a function after all calls in it are replaced."""
@@ -457,6 +463,7 @@ class _Importer:
         if found is None:
             self.sizes[key] = -1
             found = 0
+            self.take_opsets(self.functions[key])
             for node in _all_nodes(self.functions[key].node):
                 called = _function_key(node)
                 found += self.expanded(called, depth + 1) if called in self.functions else 1
@@ -464,6 +471,14 @@ class _Importer:
         elif found < 0:
             raise ModelError(f"function {shown(key[1])} calls itself")
         return found
+
+    def take_opsets(self, function: FunctionProto) -> None:
+        """Add the opsets that a function imports; they must mean the same as those of the model."""
+        for domain, version in _opsets(function.opset_import).items():
+            stated = self.opsets.setdefault(domain, version)
+            if stated != version and not _same_operators(function, domain, stated, version):
+                where = f"opset {version} of {shown(domain or 'ai.onnx')}, the model {stated}"
+                raise ModelError(f"function {shown(function.name)} uses {where}")
 
     # attributes
 
@@ -474,21 +489,18 @@ class _Importer:
             name = text(proto.name)
             if name in attrs or not name:
                 raise ModelError(f"two attributes are called {shown(name)}" if name else "an attribute has no name")
+            place = scope
+            if proto.ref_attr_name:
+                found = _resolved(proto, scope)
+                if found is None:
+                    continue
+                proto, place = found
             kind = proto.type
             expected = kind if form is None else form.attributes.get(name, kind)
             if kind != expected:
                 raise ModelError(f"attribute {shown(name)} is {kind_name(kind)} instead of {kind_name(expected)}")
-            if reference := proto.ref_attr_name:
-                if scope.attributes is None:
-                    raise ModelError(f"attribute {shown(name)} refers to an attribute of a function, but is in none")
-                if reference in scope.attributes:
-                    attrs[name] = scope.attributes[reference]
-                continue
             read = _READERS.get(kind)
-            if read is not None:
-                attrs[name] = read(proto)
-            else:
-                attrs[name] = self.attribute(proto, kind, scope)
+            attrs[name] = self.attribute(proto, kind, place) if read is None else read(proto)
         return attrs
 
     def attribute(self, proto: AttributeProto, kind: int, scope: _Scope) -> Any:
@@ -533,11 +545,12 @@ _CONSTANTS = {
 }  # fmt: skip
 
 
-def _constant(attrs: dict[str, Any], name: str) -> Value:
+def _constant(attrs: dict[str, Any], name: str, prefix: str) -> Value:
     """The value of a Constant node."""
     if len(attrs) != 1 or not name:
         raise ModelError("a Constant takes exactly one value and gives one result")
     ((key, value),) = attrs.items()
+    name = prefix + name
     if key == "value" and isinstance(value, Tensor):
         return constant(value, name=name)
     dtype = _CONSTANTS.get(key)
@@ -569,6 +582,15 @@ def _label(proto: NodeProto) -> str:
     return f"node {shown(proto.name)} ({op})" if proto.name else f"a {op} node"
 
 
+def _resolved(proto: AttributeProto, scope: _Scope) -> tuple[AttributeProto, _Scope] | None:
+    """What an attribute stands for, and where: itself, or what the call of the function has for it, if anything."""
+    if not proto.ref_attr_name:
+        return proto, scope
+    if scope.attributes is None:
+        raise ModelError(f"attribute {shown(proto.name)} refers to an attribute of a function, but is in none")
+    return scope.attributes.get(proto.ref_attr_name)
+
+
 def _function_key(node: NodeProto) -> FunctionKey:
     return "" if node.domain == "ai.onnx" else node.domain, node.op_type, node.overload
 
@@ -597,10 +619,11 @@ def _opsets(imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
 
 def _same_operators(function: FunctionProto, domain: str, a: int, b: int) -> bool:
     """Whether the operators that ``function`` uses are the same in versions ``a`` and ``b`` of ``domain``."""
-    for node in function.node:
+    for node in _all_nodes(function.node):
         if node.domain == domain or (node.domain == "ai.onnx" and not domain):
+            op = text(node.op_type)
             try:
-                if len({onnx.defs.get_schema(node.op_type, v, domain).since_version for v in (a, b)}) > 1:
+                if len({onnx.defs.get_schema(op, v, domain).since_version for v in (a, b)}) > 1:
                     return False
             except onnx.defs.SchemaError:
                 return False

@@ -202,6 +202,15 @@ def test_loops_as_bodies() -> None:
     assert [v.tolist() for v in found] == [[-1], [-2, -3]]
 
 
+def test_functions_of_the_model_itself() -> None:
+    text = """<ir_version: 10, opset_import: ["" : 22, "own" : 1]> g (float[2] x) => (float[2] y) { y = own.twice(x) }
+      <domain: "own", opset_import: ["" : 22]> twice (x) => (y) { y = Add(x, x) }"""
+    graph = from_proto(parser.parse_model(text), upgrade=upgrade, opaque_functions=True)
+    assert ops(graph) == ["own.twice"]
+    (found,) = backend("onnxruntime").compile(graph)(np.float32([1, 2]))
+    np.testing.assert_array_equal(found, [2, 4])
+
+
 # what cannot be lowered
 
 

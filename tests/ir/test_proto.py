@@ -20,6 +20,7 @@ from onnx import (
     helper,
     numpy_helper,
 )
+from onnx.reference import ReferenceEvaluator
 
 from planish.ir import DType, Graph, LazyTensor, SequenceType, Sym, TensorType, op, parse_dim
 from planish.ir.convert.proto import SparseTensor, from_proto, to_proto
@@ -619,9 +620,45 @@ def test_functions_are_inlined() -> None:
     onnx.checker.check_model(model, full_check=True)
     assert not model.functions
     x = np.array([-1, 2], np.float32)
-    results = onnx.reference.ReferenceEvaluator(model).run(None, {"x": x})
+    results = ReferenceEvaluator(model).run(None, {"x": x})
     assert isinstance(results, list)
     assert results[0].tolist() == [6, 12]
+
+
+def test_a_graph_may_be_an_argument_of_a_function() -> None:
+    model = parsed("""
+        g (bool b, float[2] x) => (float[2] y) { y = local.twice(b, x) }
+        <domain: "local", opset_import: ["" : 21]>
+        twice (b, x) => (c) { p = If(b) q = If(b) c = Add(p, q) }
+    """)
+    parse = onnx.parser.parse_graph
+    model.functions[0].attribute.extend(["then", "other"])
+    model.graph.node[0].attribute.extend([
+        helper.make_attribute("then", parse("t () => (float[2] r) { r = Relu(x) }")),
+        helper.make_attribute("other", parse("e () => (float[2] s) { s = Neg(x) }")),
+    ])  # fmt: skip
+    for node in model.functions[0].node[:2]:
+        for name, reference in (("then_branch", "then"), ("else_branch", "other")):
+            node.attribute.add(name=name, ref_attr_name=reference, type=AttributeProto.GRAPH)
+    graph = from_proto(model)
+    first, second, _ = graph.nodes
+    assert set(first.graphs).isdisjoint(second.graphs)
+    assert first.results[0].name == "twice/p"
+    onnx.checker.check_model(to_proto(graph))
+    x = np.array([-1, 2], np.float32)
+    results = ReferenceEvaluator(to_proto(graph)).run(None, {"x": x, "b": np.array(True)})
+    assert isinstance(results, list)
+    assert results[0].tolist() == [0, 4]
+
+
+def test_what_the_model_states_of_a_name_is_not_believed_of_the_same_name_in_a_function() -> None:
+    model = parsed("""
+        g (float[2] x) => (float[2] y) <float[7] t> { t = x.A(x) y = local.f(t) }
+        <domain: "local", opset_import: ["x" : 1]>
+        f (a) => (c) { t = x.B(a) c = x.C(t) }
+    """)
+    a, b, c = from_proto(model).nodes
+    assert [str(n.result.type) for n in (a, b, c)] == ["float[7]", "?", "float[2]"]
 
 
 def test_functions_may_stay() -> None:

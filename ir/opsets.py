@@ -15,27 +15,17 @@ OLDEST = 7  # the first version with today's broadcasting: what planish writes a
 NEWEST = 28  # the last version that was reviewed
 
 _COMPATIBLE: dict[int, str] = {
-    7: (
-        "AveragePool"
-    ),
-    8: (
-        "Max MaxPool Mean Min Sum"
-    ),
-    9: (
-        "Cast Constant Flatten Gemm Greater Less MatMul PRelu"
-    ),
-    10: (
-        "AveragePool MaxPool"
-    ),
+    7: ("AveragePool"),
+    8: ("Max MaxPool Mean Min Sum"),
+    9: ("Cast Constant Flatten Gemm Greater Less MatMul PRelu"),
+    10: ("AveragePool MaxPool"),
     11: (
         "ArgMax ArgMin AveragePool Compress Concat Constant Conv ConvTranspose DepthToSpace Equal Flatten Gather Gemm "
         "Hardmax If LogSoftmax Loop LpPool MaxPool MaxUnpool NonMaxSuppression OneHot ReduceL1 ReduceL2 ReduceLogSum "
         "ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Scan Slice Softmax Split "
         "Squeeze TopK Unsqueeze"
     ),
-    12: (
-        "ArgMax ArgMin Clip Constant GatherND Max MaxPool Min Pow ReduceMax ReduceMin"
-    ),
+    12: ("ArgMax ArgMin Clip Constant GatherND Max MaxPool Min Pow ReduceMax ReduceMin"),
     13: (
         "Abs Add ArgMax ArgMin Cast Ceil Clip Concat Constant DepthToSpace DequantizeLinear Div Dropout Equal Exp "
         "Expand Flatten Floor Gather GatherElements GatherND Gemm Greater Identity If IsNaN LRN Less Log Loop MatMul "
@@ -44,25 +34,15 @@ _COMPATIBLE: dict[int, str] = {
         "ReduceSumSquare Relu Reshape ScatterElements ScatterND Shape Sigmoid Sign Size Slice SoftmaxCrossEntropyLoss "
         "SpaceToDepth Sqrt Sub Sum Tanh Tile Transpose"
     ),
-    14: (
-        "Add CumSum Div GRU Identity LSTM Mul RNN Relu Reshape Sub"
-    ),
-    15: (
-        "BatchNormalization Pow Shape"
-    ),
-    16: (
-        "GreaterOrEqual Identity If LeakyRelu LessOrEqual Loop PRelu Scan ScatterElements ScatterND Where"
-    ),
-    18: (
-        "LpPool OptionalGetElement OptionalHasElement Pad Resize ScatterElements ScatterND"
-    ),
+    14: ("Add CumSum Div GRU Identity LSTM Mul RNN Relu Reshape Sub"),
+    15: ("BatchNormalization Pow Shape"),
+    16: ("GreaterOrEqual Identity If LeakyRelu LessOrEqual Loop PRelu Scan ScatterElements ScatterND Where"),
+    18: ("LpPool OptionalGetElement OptionalHasElement Pad Resize ScatterElements ScatterND"),
     19: (
         "AveragePool Cast CastLike Constant DequantizeLinear Equal Identity If Loop Pad QuantizeLinear Reshape Resize "
         "Scan Shape Size"
     ),
-    20: (
-        "ConstantOfShape IsInf IsNaN ReduceMax ReduceMin"
-    ),
+    20: ("ConstantOfShape IsInf IsNaN ReduceMax ReduceMin"),
     21: (
         "Cast CastLike Constant ConstantOfShape DequantizeLinear Flatten Identity If Loop Pad QLinearMatMul "
         "QuantizeLinear Reshape Scan Shape Size Squeeze Transpose Unsqueeze"
@@ -86,9 +66,7 @@ _COMPATIBLE: dict[int, str] = {
         "Attention Cast CastLike Constant ConstantOfShape DequantizeLinear Flatten Identity If Loop Pad "
         "QuantizeLinear Reshape Scan Shape Size Squeeze Transpose Unsqueeze"
     ),
-    27: (
-        "Range"
-    ),
+    27: ("Range"),
     28: (
         "BitShift Cast Celu Compress DepthToSpace DequantizeLinear Einsum Mod OneHot Optional OptionalGetElement "
         "OptionalHasElement QuantizeLinear ReverseSequence SpaceToDepth Unique"

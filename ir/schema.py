@@ -15,17 +15,19 @@ def schema_of(op: str) -> Any | None:
 
     domain, _, name = op.rpartition(".")
     try:
-        return onnx.defs.get_schema(name, domain)
+        return onnx.defs.get_schema(name, canonical_opset(), "") if not domain else onnx.defs.get_schema(name, domain)
     except onnx.defs.SchemaError:
         return None
 
 
 @cache
 def canonical_opset() -> int:
-    """The version of the standard operator set inside planish: the newest that the installed onnx defines."""
+    """The version of the standard operators inside planish: the newest that onnx defines and planish was reviewed for."""
     import onnx.defs
 
-    return int(onnx.defs.onnx_opset_version())
+    from .opsets import NEWEST
+
+    return min(int(onnx.defs.onnx_opset_version()), NEWEST)
 
 
 @cache

@@ -15,7 +15,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoPro
 from ..errors import PlanishError
 from ..graph import Empty, Graph, GraphOutput, Node, Value
 from ..origin import RULES_KEY
-from ..schema import schema_of
+from ..schema import canonical_opset, schema_of
 from ..tensor import Tensor
 from ..types import UNKNOWN, OtherType, SequenceType, TensorType
 from .proto_types import PRIVATE, ExternalWriter, SparseTensor, bytes_of, set_denotation, tensor_to_proto, type_to_proto
@@ -80,14 +80,13 @@ class _Exporter:
         root = self.root
         model = ModelProto()
         info = root.info
-        self.interface(root)
-        self.graph(root, model.graph)
+        self.graph(root, model.graph, self.interface(root))
         self.initializers(model.graph)
         opsets = dict(root.opsets)
         if opset is not None:
             opsets[""] = opset
         for domain in sorted(self.domains - set(opsets)):
-            opsets[domain] = 1
+            opsets[domain] = 1 if domain else canonical_opset()
         for domain, version in opsets.items():
             model.opset_import.add(domain=domain, version=version)
         model.ir_version = ir_version or max(info.get("ir_version", 0), _least_ir_version(model))
@@ -104,39 +103,38 @@ class _Exporter:
                 model.graph.quantization_annotation.append(annotation)
         return model
 
-    def interface(self, graph: Graph) -> None:
-        """Reserve the names of the inputs and outputs of the root."""
+    def interface(self, graph: Graph) -> list[str]:
+        """Name the inputs of the root as they are, and return the names of its outputs."""
+        used = self.values.used
         for value in graph.inputs:
-            if not value.name or value.name in self.values.used:
-                raise PlanishError(f"two inputs are called {value.name!r}" if value.name else "an input has no name")
-            self.names[value] = value.name
-            self.values.used.add(value.name)
+            if value.name in used:
+                raise PlanishError(f"two inputs are called {value.name!r}")
+            self.names[value] = self.values.take(value.name or "input")
+        outputs: list[str] = []
         for info, value in zip(graph.output_info, graph.outputs, strict=True):
-            if info.name in self.values.used and not (value.graph is graph and value.name == info.name):
-                raise PlanishError(f"output {info.name!r} has the name of an input or another output")
-            self.values.used.add(info.name)
+            name = info.name or self.values.take(value.name or "output")
+            if info.name in used and not (value.graph is graph and value.name == name and name not in outputs):
+                raise PlanishError(f"output {name!r} has the name of an input or another output")
+            used.add(name)
+            outputs.append(name)
+        return outputs
 
-    def graph(self, graph: Graph, proto: GraphProto) -> None:
-        """Write ``graph`` into ``proto``, but for the initializers."""
+    def graph(self, graph: Graph, proto: GraphProto, results: list[str] | None = None) -> None:
+        """Write ``graph`` into ``proto``, but for the initializers; ``results`` are the names of the root's outputs."""
         proto.name = graph.name or "graph"
         if graph.doc:
             proto.doc_string = graph.doc
         _add_metadata(proto, graph.metadata)
-        nested = graph is not self.root
-        if nested:
+        names = self.names
+        external = None if results is None else self.external
+        if results is None:
             for value in graph.inputs:
-                self.names[value] = self.values.take(value.name or "input")
-        results = self.outputs(graph, nested)
-        names, values = self.names, self.values
-        for node in graph.nodes:
-            for value in node.results:
-                if value not in names:
-                    left_out = not value.name and _left_out(node, value)
-                    names[value] = "" if left_out else values.take(value.name or f"{node.op_type}_out")
+                names[value] = self.values.take(value.name or "input")
+            results = [self.values.take(info.name or "output") for info in graph.output_info]
+        self.name_results(graph, results)
         for value in graph.inputs:
             _write_info(proto.input.add(), names[value], value.type, value.metadata)
             if value.default is not None:
-                external = None if nested else self.external
                 tensor_to_proto(value.default, proto.initializer.add(), names[value], external)
         for node in graph.nodes:
             self.node(node, proto.node.add())
@@ -148,17 +146,20 @@ class _Exporter:
             if name != source:
                 label = self.node_names.take(f"{name}_identity")
                 proto.node.add(op_type="Identity", name=label, input=[source], output=[name])
+                self.domains.add("")
             self.output_info(info, value, name, proto.output.add())
 
-    def outputs(self, graph: Graph, nested: bool) -> list[str]:
-        """Name the values that ``graph`` returns; an output that cannot be named itself will be an Identity."""
-        results: list[str] = []
-        for info, value in zip(graph.output_info, graph.outputs, strict=True):
-            name = self.values.take(info.name or value.name or "output") if nested else info.name
-            results.append(name)
-            if value.producer is not None and value.producer.graph is graph and value not in self.names:
-                self.names[value] = name
-        return results
+    def name_results(self, graph: Graph, outputs: list[str]) -> None:
+        """Name the results of all nodes of ``graph``; ``outputs`` are the names of what it returns."""
+        names = self.names
+        for value, name in zip(graph.outputs, outputs, strict=True):
+            if value.producer is not None and value.producer.graph is graph and value not in names:
+                names[value] = name  # all other outputs will be an Identity
+        for node in graph.nodes:
+            for value in node.results:
+                if value not in names:
+                    left_out = not value.name and _left_out(node, value)
+                    names[value] = "" if left_out else self.values.take(value.name or f"{node.op_type}_out")
 
     def name(self, value: Value) -> str:
         """The name of a value in use."""
@@ -179,11 +180,10 @@ class _Exporter:
 
     def node(self, node: Node, proto: NodeProto) -> None:
         """Write ``node`` into ``proto``."""
-        op = node.op
-        if "." in op:
-            domain, _, op = op.rpartition(".")
+        domain, _, op = node.op.rpartition(".")
+        if domain:
             proto.domain = domain
-            self.domains.add(domain)
+        self.domains.add(domain)
         proto.op_type = op
         proto.name = self.node_names.take(node.name or op)
         names = self.names
@@ -256,7 +256,7 @@ class _Exporter:
     def result_info(self, value: Value, proto: GraphProto) -> None:
         """Write what inference alone could not tell about a result."""
         home = value.producer.graph if value.producer is not None else None
-        if home is not None and home.ret not in value.users:
+        if home is not None and home.ret not in value.users:  # outputs are described as such
             _write_info(proto.value_info.add(), self.names[value], value.type, value.metadata)
 
     def output_info(self, info: GraphOutput, value: Value, name: str, proto: ValueInfoProto) -> None:

@@ -39,8 +39,8 @@ def _attention(node: Node) -> Type | tuple[Type, ...]:
         result = TensorType(q.dtype, (batch, heads, length, value[3]))
     if len(node.results) == 1 and len(node.operands) < 4:
         return result
-    present_k = _extended(node, operand_shape(node, 4), key)
-    present_v = _extended(node, operand_shape(node, 5), value)
+    present_k = _extended(node, _past_shape(node, 4), key)
+    present_v = _extended(node, _past_shape(node, 5), value)
     _check_mask(node, (batch, heads, length, present_k[2]))
     return (
         result,
@@ -76,7 +76,7 @@ def _check_attention(node: Node, query: Shape, key: Shape, value: Shape) -> None
         raise IllTyped(f"Attention: {q_heads} query heads for {kv_heads} key heads")
 
 
-def operand_shape(node: Node, i: int) -> Shape | None:
+def _past_shape(node: Node, i: int) -> Shape | None:
     """The shape of the optional operand ``i``; None where it is left out; unknown sizes where its rank is unknown."""
     type_ = optional_type(node, i)
     if type_ is None:

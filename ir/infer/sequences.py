@@ -121,12 +121,7 @@ def _sequence_map(node: Node) -> tuple[Type, ...]:
         is_sequence = isinstance(type_, SequenceType) and not isinstance(type_, OptionalType)
         types.append(one_element(type_.element) if is_sequence else type_)  # type: ignore[union-attr]
     outputs = infer_body(node, body, types)
-    return tuple([SequenceType(_per_element(t)) for t in outputs])
-
-
-def _per_element(type_: Type) -> Type:
-    """A type that the body gives to one element, as that of every element."""
-    return one_element(type_)
+    return tuple([SequenceType(one_element(type_)) for type_ in outputs])
 
 
 # optionals

@@ -454,7 +454,7 @@ NAMES = ["", "x", "y", "w", "a", "c", "Add", "Relu", "Constant", "If", "Loop", "
 NUMBERS = [0, 1, -1, 2, 7, 255, 1 << 31, (1 << 31) - 1, -(1 << 31), (1 << 63) - 1, -(1 << 63)]
 
 
-def other_scalar(rng: random.Random, value: str | bytes | float) -> str | bytes | float:
+def other_scalar(rng: random.Random, value: object) -> str | bytes | float:
     if isinstance(value, str):
         return rng.choice(NAMES)
     if isinstance(value, bytes):

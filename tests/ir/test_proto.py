@@ -22,7 +22,7 @@ from onnx import (
 )
 from onnx.reference import ReferenceEvaluator
 
-from planish.ir import DType, Graph, LazyTensor, SequenceType, Sym, TensorType, op, parse_dim
+from planish.ir import DType, Graph, LazyTensor, SequenceType, Sym, TensorType, constant, edit, op, parse_dim, tensor
 from planish.ir.convert.proto import SparseTensor, from_proto, to_proto
 from planish.ir.edit import set_operands
 from planish.ir.errors import PlanishError
@@ -312,8 +312,6 @@ def test_left_out_operands_and_results() -> None:
 def test_tied_tensors_stay_one() -> None:
     graph = Graph("g", opsets={"": 21})
     x = graph.add_input(TensorType(DType.FLOAT, (2,)), "x")
-    from planish.ir import constant, edit, tensor
-
     w = tensor(np.ones(2, np.float32))
     y = op.Add(op.Mul(x, constant(w)), constant(w))
     edit.insert_floating([y], graph.ret)
@@ -322,6 +320,18 @@ def test_tied_tensors_stay_one() -> None:
     model = to_proto(graph)
     onnx.checker.check_model(model)
     assert len(model.graph.initializer) == 1
+
+
+def test_a_graph_without_names_and_versions() -> None:
+    graph = Graph()
+    x = graph.add_input(TensorType(DType.FLOAT, (2,)), "")
+    y = op.Relu(x)
+    edit.insert_floating([y], graph.ret)
+    graph.set_outputs([y, x])
+    model = to_proto(graph)
+    onnx.checker.check_model(model)
+    assert [v.name for v in (*model.graph.input, *model.graph.output)] == ["input", "output", "output_1"]
+    assert model.opset_import[0].version == onnx.defs.onnx_opset_version()
 
 
 def test_lazy_tensors_are_computed_on_export() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from planish.comparison import Differences, compare
+    from planish.conformance import onnx_backend
     from planish.explanation import bisect, explain, reduce
     from planish.ir import Graph, op
     from planish.ir.errors import PlanishError
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "planish.comparison": ("Differences", "compare"),
+    "planish.conformance": ("onnx_backend",),
     "planish.explanation": ("bisect", "explain", "reduce"),
     "planish.ir": ("Graph", "op"),
     "planish.ir.errors": ("PlanishError",),
@@ -45,6 +47,7 @@ __all__ = [
     "explain",
     "inspect",
     "load",
+    "onnx_backend",
     "op",
     "optimize",
     "reduce",

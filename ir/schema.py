@@ -22,7 +22,7 @@ def schema_of(op: str) -> Any | None:
 
 @cache
 def canonical_opset() -> int:
-    """The version of the standard operators inside planish: the newest that onnx defines and planish was reviewed for."""
+    """The version of the standard operators inside planish: the newest that onnx defines and planish has reviewed."""
     import onnx.defs
 
     from .opsets import NEWEST

@@ -20,7 +20,7 @@ from planish.passes.rules import Rule
 
 from .compare import difference
 from .draw import Array, Draw, Reject
-from .evaluate import Environment, EvaluationError, evaluate_graph, look_up
+from .evaluate import Ambiguous, Environment, EvaluationError, evaluate_graph, look_up
 from .instances import draw_instance, hints_for
 from .neighbours import Hints
 from .samplers import NoSampler
@@ -91,8 +91,8 @@ def check_rule(rule: Rule, *, examples: int = 50, seed: int = 0) -> RuleReport:
     missing = ""
     hints = hints_for(rule)
     for attempt in range(examples * _ATTEMPTS):
-        if report.fired >= examples or (report.drawn > examples * _ATTEMPTS // 4 and report.fired == 0):
-            break
+        if report.fired >= examples or (attempt > examples * _ATTEMPTS // 4 and report.examples > report.fired):
+            break  # enough; or the rule hardly ever fires, and has examples for that reason
         failure = None
         try:
             failure = _attempt(rule, f"{seed}/{rule.name}/{attempt}", report, hints)
@@ -197,6 +197,8 @@ def _problem(rule: Rule, graph: Graph, inputs: Mapping[str, Array], expected: li
             check_type(value, array)
     except VerifyError as error:
         return f"the right side is no valid graph: {error}"
+    except Ambiguous:
+        return None
     except EvaluationError as error:
         return f"the right side cannot be evaluated: {error}"
     except TypeContradiction as error:

@@ -19,7 +19,7 @@ from planish.ir.schema import canonical_opset
 
 from .pooling import can_pool, pool
 
-__all__ = ["Environment", "EvaluationError", "evaluate_graph", "evaluate_node"]
+__all__ = ["Ambiguous", "Environment", "EvaluationError", "evaluate_graph", "evaluate_node"]
 
 Array = np.ndarray
 Environment = dict[Value, Any]
@@ -28,6 +28,10 @@ _MAX_ITERATIONS = 1000
 
 class EvaluationError(ValueError):
     """The operands do not fit the operator, or the reference has no kernel for it."""
+
+
+class Ambiguous(EvaluationError):
+    """Implementations differ: nothing is known to be right."""
 
 
 def evaluate_graph(graph: Graph, inputs: Mapping[str, Any]) -> Environment:
@@ -111,20 +115,17 @@ def evaluate_node(node: Node, operands: Sequence[Any]) -> list[Any]:
     Raises:
         EvaluationError: the operands do not fit, the result is undefined, or there is no kernel.
     """
-    if node.op in ("MaxPool", "GlobalMaxPool", "AveragePool") and can_pool(node):
-        try:
-            return [pool(node, operands[0])]
-        except ValueError as error:
-            raise EvaluationError(f"{node.op}: {error}") from error
     attrs = tuple((k, type(v), _key(v)) for k, v in sorted(node.attrs.items()))  # with the type, because 1 == 1.0
     present = tuple(o is not None for o in operands)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         try:
             _refuse_undefined(node, operands)
+            if node.op in ("MaxPool", "GlobalMaxPool", "AveragePool") and can_pool(node):
+                return [pool(node, operands[0])]
             evaluator = _kernel(node.op, attrs, present, len(node.results))
             feeds = {f"i{i}": o for i, o in enumerate(operands) if o is not None}
-            results = evaluator.run(None, feeds)
+            results = _run_kernel(evaluator, feeds)
         except (MemoryError, EvaluationError):
             raise
         except Exception as error:  # kernels raise whatever they like
@@ -134,11 +135,22 @@ def evaluate_node(node: Node, operands: Sequence[Any]) -> list[Any]:
     return [np.asarray(r) if isinstance(r, np.generic | np.ndarray | int | float | bool) else r for r in results]
 
 
+def _run_kernel(evaluator: Any, feeds: dict[str, Array]) -> list[Any]:
+    try:
+        results: list[Any] = evaluator.run(None, feeds)
+    except TypeError:  # some kernels make Python numbers of tensors without dimensions
+        if any(array.shape for array in feeds.values()):
+            raise
+        results = evaluator.run(None, {name: array.reshape(1) for name, array in feeds.items()})
+        results = [r.reshape(()) for r in results]
+    return results
+
+
 def _refuse_undefined(node: Node, operands: Sequence[Any]) -> None:
     """Leave out what the standard leaves to the implementation, and where onnx.reference is known to differ from it."""
     check = _UNDEFINED.get(node.op)
     if check is not None and all(o is not None for o in operands[:2]) and (reason := check(node, operands)):
-        raise EvaluationError(f"{node.op}: {reason}")
+        raise (Ambiguous if node.op in _AMBIGUOUS else EvaluationError)(f"{node.op}: {reason}")
 
 
 def _integer_division(node: Node, operands: Sequence[Any]) -> str | None:
@@ -169,7 +181,19 @@ def _slice_start(node: Node, operands: Sequence[Any]) -> str | None:
 
 
 def _empty_reshape(node: Node, operands: Sequence[Any]) -> str | None:
-    return "the size of an empty dimension" if not operands[0].size and np.any(operands[1] == -1) else None
+    """Which size, times nothing, is nothing?"""
+    x, target = operands[0], operands[1].ravel().tolist()
+    if -1 not in target or x.size:
+        return None
+    copies = not node.attrs.get("allowzero", 0)
+    known = [x.shape[i] if d == 0 and copies and i < x.ndim else d for i, d in enumerate(target)]
+    return "any size would do" if 0 in known else None
+
+
+def _valid_rounding_up(node: Node, operands: Sequence[Any]) -> str | None:
+    attrs = node.attrs
+    rounds = attrs.get("ceil_mode", 0) and attrs.get("auto_pad", "NOTSET") != "NOTSET"
+    return "ceil_mode with auto_pad" if rounds and set(attrs.get("strides") or (1,)) != {1} else None
 
 
 _UNDEFINED: dict[str, Callable[[Node, Sequence[Any]], str | None]] = {
@@ -180,7 +204,10 @@ _UNDEFINED: dict[str, Callable[[Node, Sequence[Any]], str | None]] = {
     "Pow": _integer_power,
     "Slice": _slice_start,
     "Reshape": _empty_reshape,
+    "MaxPool": _valid_rounding_up,
+    "AveragePool": _valid_rounding_up,
 }
+_AMBIGUOUS = frozenset({"Reshape", "MaxPool", "AveragePool", "Slice"})
 
 
 def _key(value: Any) -> Any:

@@ -21,6 +21,7 @@ from .sketch import Sketch
 
 __all__ = ["Instance", "draw_instance", "hints_for", "random_graph"]
 
+_RANKS = {"Gemm": 2, "Conv": 4, "MaxPool": 4, "AveragePool": 4, "BatchNormalization": 3}  # of what is reshaped for them
 _MAX_DEPTH = 2  # nodes in front of the root of a rule that looks at nodes
 
 
@@ -232,11 +233,12 @@ class _PatternBuilder:
                 capture, Slot(array=self.draw.array(DType.FLOAT if self.draw.chance(0.8) else dtype, shape))
             )
 
-    def _operation(self, pattern: Operation) -> Node:
+    def _operation(self, pattern: Operation, user: tuple[str, int] | None = None) -> Node:
+        """The node of ``pattern``; ``user`` says of which operand of which operator it is."""
         owner = pattern.owner
         if owner in self.nodes:
             return self.nodes[owner]
-        site, operands, plan = self._site(pattern)
+        site, operands, plan = self._site(pattern, user)
         sample(site)
         values: list[Value | None] = []
         for i, slot in enumerate(site.slots):
@@ -261,7 +263,7 @@ class _PatternBuilder:
             self.interior.append(extra)
         return node
 
-    def _site(self, pattern: Operation) -> tuple[Site, dict[int, Value], dict[int, Any]]:
+    def _site(self, pattern: Operation, user: tuple[str, int] | None) -> tuple[Site, dict[int, Value], dict[int, Any]]:
         """The site of an operation: operations among its operands are built, captures and literals are open."""
         slots: list[Slot] = []
         operands: dict[int, Value] = {}
@@ -275,7 +277,7 @@ class _PatternBuilder:
                     slots.append(Slot(array=self.sketch.array(value)))
                 break
             inner = self._chosen(stated)
-            slots.append(self._slot(inner, i, operands))
+            slots.append(self._slot(inner, i, operands, pattern.op))
             plan[i] = inner
         for i, inner in plan.items():  # captures that an operation among the operands has bound
             if isinstance(inner, Capture) and i not in operands and isinstance(self.captures.get(inner.name), Value):
@@ -292,15 +294,17 @@ class _PatternBuilder:
             attrs=fixed,
             free=lambda name: rest or name in names,
             outputs=pattern.outputs,
+            want=self._wanted_dtype(*user) if user is not None and not pattern.index else None,
+            rank=_RANKS.get(user[0]) if user is not None else None,
         )
         site.least_outputs = self.results_needed.get(pattern.owner, 1)
         return site, operands, plan
 
-    def _slot(self, pattern: Any, i: int, operands: dict[int, Value]) -> Slot:
+    def _slot(self, pattern: Any, i: int, operands: dict[int, Value], op: str) -> Slot:
         if pattern is None:
             return Slot(absent=True)
         if isinstance(pattern, Operation):
-            operands[i] = self._operation(pattern).results[pattern.index]
+            operands[i] = self._operation(pattern, (op, i)).results[pattern.index]
             return Slot(array=self.sketch.array(operands[i]))
         if isinstance(pattern, Literal):
             return Slot(fill=pattern.value)
@@ -352,6 +356,12 @@ class _PatternBuilder:
             elif not self._passes(capture, constant(np.array(slot.array))):
                 fixed = False
         return operand_value(self.sketch, slot, self.hints, 0.15, fixed)
+
+    def _wanted_dtype(self, op: str, i: int) -> DType | None:
+        """A dtype for operand ``i`` of ``op`` where it must be an unusual one."""
+        inputs, _ = formal_types(op)
+        dtypes = inputs[min(i, len(inputs) - 1)].dtypes if inputs else frozenset()
+        return self.draw.dtype(dtypes) if dtypes and DType.FLOAT not in dtypes else None
 
     # attributes
 

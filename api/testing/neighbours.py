@@ -152,7 +152,10 @@ def operand_value(sketch: Sketch, slot: Slot, hints: Hints, probability: float, 
     draw, array = sketch.draw, slot.array
     assert array is not None
     if fixed is None and slot.accept is None and slot.fill is None:
-        if slot.role == "data":
+        if slot.role == "data" and draw.integers and array.dtype == np.int64 and array.ndim < 2:
+            fixed = draw.chance(0.4)
+            made = None if fixed or draw.chance(0.3) else _Producers(sketch, hints, probability / 2).sizes(array)
+        elif slot.role == "data":
             twins = [v for v in sketch.leaves if _alike(sketch.array(v), array)]
             if twins and draw.chance(0.15):
                 return draw.pick(twins)
@@ -183,12 +186,16 @@ class _Producers:
         try:
             if op in _ELEMENTWISE and array.dtype.kind == "f":
                 return self.sketch.node(op, [self.source(array)]).result
-            if op in _BINARY and array.dtype.kind in "fi":
+            if op in _BINARY and array.dtype.kind in ("f" if op == "Pow" else "fi"):
                 return self._binary(op, array)
             method: Callable[[Array], Value | None] | None = getattr(self, f"_{op.lower()}", None)
             return None if method is None else method(array)
         except Reject:
             return None
+
+    def sizes(self, array: Array) -> Value | None:
+        """Some vector of sizes, as shape arithmetic has them."""
+        return self._shape(array) if array.ndim else None
 
     def source(self, array: Array) -> Value:
         """An operand."""
@@ -294,8 +301,16 @@ class _Producers:
     def _shape(self, array: Array) -> Value | None:
         if array.ndim != 1 or array.dtype != np.int64 or not 1 <= array.size <= 4:
             return None
-        dims = self.draw.shape(array.size, array.size)
-        return self.sketch.node("Shape", [self.source(self.draw.array(DType.FLOAT, dims))]).result
+        start, after = (self.draw.integer(0, 2), self.draw.integer(0, 1)) if self.draw.chance(0.5) else (0, 0)
+        rank = start + array.size + after
+        attrs = {"start": start, "end": start + array.size} if start or after else {}
+        known = [v for v in self.sketch.leaves if v.const is None and self.sketch.array(v).ndim == rank]
+        if known and self.draw.chance(0.5):
+            source = self.draw.pick(known)
+        else:
+            source = self.sketch.input(self.draw.array(DType.FLOAT, self.draw.shape(rank, rank)))
+            self.sketch.leaves.append(source)
+        return self.sketch.node("Shape", [source], attrs).result
 
     def _matmul(self, array: Array) -> Value | None:
         if array.ndim < 2 or array.dtype.kind != "f":

@@ -7,6 +7,8 @@ purpose. `sampler` registers one for an operator of another package.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -302,6 +304,13 @@ def factor(draw: Draw, shape: Sequence[int]) -> list[int]:
     return target
 
 
+def grouped(draw: Draw, shape: Sequence[int], rank: int) -> list[int]:
+    """A shape of ``rank`` dimensions that merges adjacent ones of ``shape``, or has ones in front."""
+    padded = [1] * (rank - len(shape)) + list(shape)
+    cuts = [0, *sorted(draw.random.sample(range(1, len(padded)), rank - 1)), len(padded)] if rank else []
+    return [math.prod(padded[a:b]) for a, b in itertools.pairwise(cuts)]
+
+
 def encode_target(draw: Draw, source: Sequence[int], target: list[int], allowzero: int = 0) -> Array:
     """``target`` as an operand of Reshape: with 0 for copied dimensions and -1 for a computed one, here and there."""
     encoded = list(target)
@@ -322,7 +331,12 @@ def _reshape(site: Site) -> None:
         shape = [draw.dim() if d <= 0 else int(d) for d in target.ravel()]
         site.data(0, lambda: draw.array(site.dtype(0), shape if draw.chance(0.7) else factor(draw, shape)))
     x = site.data(0, lambda: draw.array(site.dtype(0), draw.shape()))
-    site.data(1, lambda: encode_target(draw, x.shape, factor(draw, x.shape), allowzero), "shape")
+
+    def target() -> list[int]:
+        wanted = site.rank if site.rank is not None and draw.chance(0.8) else None
+        return factor(draw, x.shape) if wanted is None else grouped(draw, x.shape, wanted)
+
+    site.data(1, lambda: encode_target(draw, x.shape, target(), allowzero), "shape")
 
 
 @sampler("Flatten")

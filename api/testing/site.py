@@ -104,6 +104,7 @@ class Site:
         attrs: attributes that are fixed (None: absent).
         free: whether an attribute that is not fixed may be chosen; otherwise it has its default.
         want: the dtype that the first result should have, if any.
+        rank: the rank that the first result should have, for samplers that can choose one.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class Site:
         attrs: dict[str, Any] | None = None,
         free: Callable[[str], bool] = lambda name: False,
         want: DType | None = None,
+        rank: int | None = None,
         outputs: int | None = None,
     ):
         self.op = op
@@ -127,6 +129,7 @@ class Site:
         self.attrs: dict[str, Any] = {}
         self.outputs = outputs
         self.least_outputs = 1
+        self.rank = rank
         self._dtypes: dict[str, DType] = {}
         self.inputs_, self.results_ = formal_types(op)
         for i, slot in enumerate(self.slots):

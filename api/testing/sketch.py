@@ -80,7 +80,10 @@ def check_type(value: Value, array: Any) -> None:
     if content is not None:
         elements = [dim_size(e) for e in content]
         flat = array.ravel().tolist()
-        if len(flat) != len(elements) or any(e is not None and e != f for e, f in zip(elements, flat, strict=True)):
+        differ = (
+            e is not None and (e - f) % (1 << 64) for e, f in zip(elements, flat, strict=False)
+        )  # or it overflows
+        if len(flat) != len(elements) or any(differ):
             raise TypeContradiction(f"{name} is stated to hold {list(content)}, but holds {flat}")
 
 

@@ -121,7 +121,7 @@ def _parse_text(path: Path, size: int) -> ModelProto:
         raise ModelError(f"brackets nested deeper than {_MAX_TEXT_DEPTH}")
     try:
         return onnx.parser.parse_model(source)
-    except onnx.parser.ParseError as error:
+    except (onnx.parser.ParseError, RuntimeError, ValueError, IndexError) as error:  # the last three: bad numbers
         raise ModelError(" ".join(str(error).split())) from None
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
-
 from ..dims import Dim, dim_floordiv, dim_max, fresh, is_non_negative
 from ..graph import Node, Value
 from ..tensor import Tensor
@@ -138,11 +136,11 @@ def _one_hot(node: Node) -> Type:
 
 
 def _depth(value: Value) -> Dim:
-    depth: Any = scalar_content(value)
+    depth = scalar_content(value)
     if depth is None:
         number = _number(value)
-        depth = fresh() if number is None else int(number)
-    if type(depth) is int and depth < 0:
+        return fresh() if number is None else max(int(number), 0)
+    if isinstance(depth, int) and depth < 0:
         raise IllTyped(f"OneHot: depth {depth}")
     return depth
 

@@ -15,6 +15,7 @@ _ENOUGH, _MOST = 7, 60  # samples: no fewer unless that takes too long, no more
 _LEAST, _PATIENCE = 3, 5.0  # samples in any case; and how many times the seconds is too long
 _SHORTEST = 2e-3  # seconds: shorter runs are repeated within one sample, above the clock's and the scheduler's noise
 _SLOWER = 1.02  # a ratio that this much noise-free slowdown must exceed to count
+_OVERHEAD = 2e-5  # seconds: differences below are those of calls from Python, not of models
 
 Run = Callable[[], object]
 
@@ -55,7 +56,8 @@ class Comparison:
     @property
     def is_slower(self) -> bool:
         """Whether the second is slower, beyond noise."""
-        return (1 / self.speedup) * (1 - 2 * self.uncertainty) > _SLOWER
+        slower = (1 / self.speedup) * (1 - 2 * self.uncertainty) > _SLOWER
+        return slower and self.after.low - self.before.low > _OVERHEAD
 
 
 def _repeats(run: Run) -> int:

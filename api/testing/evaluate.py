@@ -196,6 +196,12 @@ def _valid_rounding_up(node: Node, operands: Sequence[Any]) -> str | None:
     return "ceil_mode with auto_pad" if rounds and set(attrs.get("strides") or (1,)) != {1} else None
 
 
+def _large_integers(node: Node, operands: Sequence[Any]) -> str | None:
+    """The reference multiplies by ``alpha`` as a floating-point number."""
+    large = any(o is not None and o.dtype.kind in "iu" and np.any(np.abs(o.astype(np.float64)) > 1e6) for o in operands)
+    return "large integers" if large else None
+
+
 _UNDEFINED: dict[str, Callable[[Node, Sequence[Any]], str | None]] = {
     "Div": _integer_division,
     "Mod": _integer_division,
@@ -204,10 +210,11 @@ _UNDEFINED: dict[str, Callable[[Node, Sequence[Any]], str | None]] = {
     "Pow": _integer_power,
     "Slice": _slice_start,
     "Reshape": _empty_reshape,
+    "Gemm": _large_integers,
     "MaxPool": _valid_rounding_up,
     "AveragePool": _valid_rounding_up,
 }
-_AMBIGUOUS = frozenset({"Reshape", "MaxPool", "AveragePool", "Slice"})
+_AMBIGUOUS = frozenset({"Reshape", "MaxPool", "AveragePool", "Slice", "Gemm"})
 
 
 def _key(value: Any) -> Any:

@@ -46,7 +46,7 @@ def draw_instance(rule: Rule, draw: Draw, hints: Hints) -> Instance:
         NoSampler: there is no sampler for one of its operators.
     """
     sketch = Sketch(draw)
-    draw.integers = isinstance(rule, NodeRule) and hints.mentions("Shape", "Size") and draw.chance(0.5)
+    draw.integers = isinstance(rule, NodeRule) and hints.sizes and draw.chance(0.4)
 
     def build() -> list[Value]:
         if isinstance(rule, PatternRule):

@@ -48,6 +48,7 @@ _GENERAL = [
     "Clip",
 ]
 _BRANCHES = ("If", "Loop")
+_SIZES = frozenset({"INT64", "content", "content_of", "scalar_content", "Shape"})  # names in code about sizes
 _NUMBERS = (0.0, 1.0, -1.0, 2.0, 0.5, 6.0)
 
 
@@ -56,11 +57,13 @@ class Hints:
 
     Attributes:
         numbers: numbers that constants may have to equal.
+        sizes: whether it is about the arithmetic of sizes.
     """
 
-    def __init__(self, ops: dict[str, float], numbers: Iterable[float]):
+    def __init__(self, ops: dict[str, float], numbers: Iterable[float], sizes: bool = False):
         self._weights = dict(sorted(ops.items()))
         self.numbers = tuple(sorted({*numbers, *_NUMBERS}))
+        self.sizes = sizes
 
     def pick_op(self, draw: Draw) -> str:
         """An operator that is worth having next to the left side."""
@@ -75,10 +78,6 @@ class Hints:
             if op in SAMPLERS:
                 self._weights[op] = min(self._weights.get(op, 0.0) + most * 0.1, most)
 
-    def mentions(self, *ops: str) -> bool:
-        """Whether the code speaks of any of ``ops``."""
-        return any(op in self._weights for op in ops)
-
 
 def hints_of(functions: Iterable[Any]) -> Hints:
     """Read the constants in the code of ``functions``, and of what they call in the same package.
@@ -88,7 +87,7 @@ def hints_of(functions: Iterable[Any]) -> Hints:
     reader = _Reader()
     for function in functions:
         reader.visit(function, 0)
-    return Hints(reader.ops, reader.numbers)
+    return Hints(reader.ops, reader.numbers, reader.sizes)
 
 
 class _Reader:
@@ -96,12 +95,14 @@ class _Reader:
         self.ops: dict[str, float] = defaultdict(float)
         self.numbers: set[float] = set()
         self.seen: set[int] = set()
+        self.sizes = False
 
     def visit(self, thing: Any, depth: int, weight: float = 1.0) -> None:
         """Take in a constant, a collection of them, or a function."""
         if isinstance(thing, str):
             if (thing in SAMPLERS or thing in _BRANCHES) and schema_of(thing) is not None:
                 self.ops[thing] += weight
+                self.sizes = self.sizes or thing == "Shape"
         elif isinstance(thing, int | float):
             if not isinstance(thing, bool) and abs(thing) < 1e6:
                 self.numbers.add(float(thing))
@@ -129,6 +130,7 @@ class _Reader:
 
     def _branches(self, code: types.CodeType) -> None:
         """Operators that the code calls as ``op.Name`` on the right side stand on the left side of others, too."""
+        self.sizes = self.sizes or not _SIZES.isdisjoint(code.co_names)
         for name in code.co_names:
             if name in SAMPLERS and schema_of(name) is not None:
                 self.ops[name] += 0.3

@@ -327,8 +327,8 @@ def encode_target(draw: Draw, source: Sequence[int], target: list[int], allowzer
 def _reshape(site: Site) -> None:
     draw = site.draw
     allowzero = site.attr("allowzero", 0, 0, 1) or 0
-    if site.is_open(0) and (target := site[1]) is not None:
-        shape = [draw.dim() if d <= 0 else int(d) for d in target.ravel()]
+    if site.is_open(0) and (given := site[1]) is not None:
+        shape = [draw.dim() if d <= 0 else int(d) for d in given.ravel()]
         site.data(0, lambda: draw.array(site.dtype(0), shape if draw.chance(0.7) else factor(draw, shape)))
     x = site.data(0, lambda: draw.array(site.dtype(0), draw.shape()))
 
@@ -584,7 +584,8 @@ def _size(site: Site) -> None:
 @sampler("ConstantOfShape")
 def _constant_of_shape(site: Site) -> None:
     draw = site.draw
-    site.data(0, lambda: ints(list(draw.shape(1, 3))), "shape")
+    if site.data(0, lambda: ints(list(draw.shape(1, 3))), "shape").ndim != 1:
+        raise Reject("no shape")
     from planish.ir import tensor
 
     dtype = (

@@ -204,6 +204,8 @@ def _batch_normalization(site: Site) -> None:
 def _layer_normalization(site: Site) -> None:
     draw = site.draw
     x = site.data(0, lambda: draw.array(site.dtype(0, [DType.FLOAT, DType.FLOAT16, DType.DOUBLE]), draw.shape(1)))
+    if not x.ndim:
+        raise Reject("no axis")
     axis = site.attr("axis", lambda: draw.axis(x.ndim))
     shape = x.shape[axis:]
     site.data(1, lambda: draw.array(site.dtype(1, [site.dtype(0)]), shape), "weight")
@@ -218,6 +220,8 @@ def _layer_normalization(site: Site) -> None:
 def _lp_normalization(site: Site) -> None:
     draw = site.draw
     x = site.data(0, lambda: draw.array(site.dtype(0), draw.shape(1)))
+    if not x.ndim:
+        raise Reject("no axis")
     site.attr("axis", lambda: draw.axis(x.ndim))
     site.attr("p", 1, 2)
 

@@ -206,7 +206,7 @@ class Sketch:
     def from_shapes(self, array: Array) -> Value | None:
         """``array`` (small integers) computed from shapes of values that are there; None if nothing fits."""
         sources = [v for v in self.environment if v.const is None and v not in self.hidden and self.array(v).ndim]
-        if array.ndim > 1 or array.dtype != np.int64 or not sources:
+        if array.ndim > 1 or array.dtype != np.int64 or not sources or not np.all(array):  # to Reshape, 0 is no size
             return None
         source = self.draw.pick(sources)
         if array.ndim == 0:

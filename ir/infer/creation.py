@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+
 from ..dims import Dim, dim_floordiv, dim_max, fresh, is_non_negative
 from ..graph import Node, Value
 from ..tensor import Tensor

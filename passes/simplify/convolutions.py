@@ -42,7 +42,8 @@ def affine(gamma: Value, beta: Value, mean: Value, var: Value, epsilon: float | 
     arrays = [v.const.numpy().astype(np.float64) for v in (gamma, beta, mean, var) if v.const is not None]
     require(len(arrays) == 4, "the statistics are not constant")
     g, b, m, v = arrays
-    scale = g / np.sqrt(v + (1e-5 if epsilon is None else epsilon))
+    with np.errstate(all="ignore"):  # a negative variance makes NaN on either side
+        scale = g / np.sqrt(v + (1e-5 if epsilon is None else epsilon))
     dtype = gamma.dtype.numpy
     return constant(scale.astype(dtype)), constant((b - m * scale).astype(dtype))
 

@@ -160,7 +160,7 @@ def gemm_between_reshapes(x, w, b, ta, tb, alpha, beta, match):
     """Rows flattened for a Gemm and unflattened again: a MatMul of the unflattened operand, and an Add."""
     require(not ta and alpha in (None, 1.0) and beta in (None, 1.0), "the Gemm transposes or scales")
     rows, result = known_shape(x), known_shape(match.root.results[0])
-    require(result and rows[:-1] == result[:-1], "the last reshape does not restore the leading dimensions")
+    require(rows and result and rows[:-1] == result[:-1], "the last reshape does not restore the leading dimensions")
     require(
         w.const.shape[1 if tb else 0] == rows[-1] and w.const.shape[0 if tb else 1] == result[-1],
         "the last dimension is split or merged",

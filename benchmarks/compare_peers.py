@@ -135,7 +135,7 @@ def table(results: Results, tools: list[str], title: str, show: Callable[[Record
 
 def show_nodes(record: Record) -> str:
     """Standard nodes, and behind a plus those of other domains."""
-    if "nodes" not in record:
+    if not is_sound(record):
         return "failed"
     standard = cell(record["nodes"] - record["other"])
     return f"{standard} + {record['other']}" if record["other"] else standard

@@ -20,7 +20,9 @@ def cell(value: float | int | None, digits: int = 2) -> str:
 
 
 def median_and_spread(median: float, samples: Sequence[float], digits: int = 2) -> str:
-    """``1.23 ±0.04``: a median and half the range of its samples."""
+    """``1.23 ±0.04``: a median and half the range of its samples; one sample has no range."""
+    if len(samples) == 1:
+        return f"{median:.{digits}f}"
     return f"{median:.{digits}f} ±{(max(samples) - min(samples)) / 2:.{digits}f}"
 
 

@@ -222,7 +222,8 @@ class Site:
                 whole = array.dtype.kind not in "fV"
                 least = 0 if array.dtype.kind in "bu" else -np.inf
                 menu = [n for n in slot.menu if n >= least and (not whole or n == int(n))]
-                array = np.full(array.shape, draw.pick(menu)).astype(array.dtype)
+                with np.errstate(over="ignore"):
+                    array = np.full(array.shape, draw.pick(menu)).astype(array.dtype)
             if attempt > 3 and draw.chance(0.5) and self.op in _ONE_ELEMENT:
                 array = array.reshape(-1)[:1].reshape(draw.pick([(), (), (1,)])) if array.size else array
             if slot.accept(array):

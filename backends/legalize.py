@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from ..ir.edit import set_attr
 from ..ir.graph import Graph, Node
-from ..ir.opsets import OLDEST
+from ..ir.opsets import OLDEST, least_ir_version
 from .base import LoweringError, Problem
 from .functions import decompose
 from .revisions import kind_of, oldest_opset, revision_at, revisions
@@ -213,8 +213,5 @@ def _own_functions(graph: Graph) -> frozenset[str]:
 
 
 def _ir_version(graph: Graph, opset: int, target: Target) -> int:
-    import onnx.helper
-
-    imports = [onnx.helper.make_opsetid(d, v if d else opset) for d, v in graph.opsets.items()]
-    needed = onnx.helper.find_min_ir_version_for(imports, ignore_unknown=True)
+    needed = least_ir_version({**graph.opsets, "": opset})
     return min(max(needed, int(graph.info.get("ir_version", 0)), 8), target.ir_version)

@@ -9,7 +9,9 @@ release of onnx is reviewed before planish trusts it.
 
 from __future__ import annotations
 
-__all__ = ["NEWEST", "OLDEST", "is_compatible"]
+from collections.abc import Mapping
+
+__all__ = ["NEWEST", "OLDEST", "is_compatible", "least_ir_version"]
 
 OLDEST = 7  # the first version with today's broadcasting: what planish writes at the earliest
 NEWEST = 28  # the last version that was reviewed
@@ -73,6 +75,20 @@ _COMPATIBLE: dict[int, str] = {
     ),
 }
 _REVISIONS = frozenset((op, since) for since, ops in _COMPATIBLE.items() for op in ops.split())
+
+
+_IR_VERSIONS = (3,) * 8 + (4, 5, 6, 7, 7, 7, 8, 8, 8, 8, 9, 9, 10, 10, 11, 12, 13, 13, 13, 14)  # of opset 1, 2, …
+_ONNX_DOMAINS = frozenset({"ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview", "ai.onnx.preview.training"})
+
+
+def least_ir_version(opsets: Mapping[str, int]) -> int:
+    """The lowest IR version of the ONNX file format in which a model may use ``opsets``."""
+    if _ONNX_DOMAINS.isdisjoint(opsets) and opsets.get("", 1) <= len(_IR_VERSIONS):
+        return _IR_VERSIONS[opsets.get("", 1) - 1]
+    import onnx.helper
+
+    imports = [onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items()]
+    return int(onnx.helper.find_min_ir_version_for(imports, ignore_unknown=True))
 
 
 def is_compatible(op: str, since: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,6 +73,7 @@ def command(
     if verify == "off" and no_measure:
         from planish.light_onnx import install
 
+        gc.disable()  # nearly all that this short process makes lives to its end
         install()
     from planish.optimizer import optimize
 

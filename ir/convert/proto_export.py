@@ -14,6 +14,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoPro
 
 from ..errors import PlanishError
 from ..graph import Empty, Graph, GraphOutput, Node, Value
+from ..opsets import least_ir_version
 from ..origin import RULES_KEY
 from ..schema import canonical_opset, schema_of
 from ..tensor import Tensor
@@ -357,6 +358,4 @@ def _kind(value: Any) -> int:
 
 def _least_ir_version(model: ModelProto) -> int:
     """The IR version that goes with the operators in use."""
-    from onnx.helper import find_min_ir_version_for
-
-    return max(_MIN_IR_VERSION, find_min_ir_version_for(list(model.opset_import), ignore_unknown=True))
+    return max(_MIN_IR_VERSION, least_ir_version({o.domain: o.version for o in model.opset_import}))

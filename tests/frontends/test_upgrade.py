@@ -20,7 +20,7 @@ from planish.frontends.onnx.upgrade import upgrade
 from planish.ir import Graph
 from planish.ir.convert.proto import from_proto
 from planish.ir.errors import ModelError
-from planish.ir.opsets import NEWEST, OLDEST, is_compatible
+from planish.ir.opsets import NEWEST, OLDEST, is_compatible, least_ir_version
 from planish.ir.schema import canonical_opset
 
 HISTORY = {(s.name, s.since_version) for s in onnx.defs.get_all_schemas_with_history() if s.domain == ""}
@@ -501,3 +501,11 @@ def test_without_standard_operators() -> None:
         " y = ai.onnx.ml.Binarizer(x) }"
     )
     assert "" not in imported(model).opsets
+
+
+@pytest.mark.parametrize("version", range(5, NEWEST + 1))
+def test_the_ir_version_of_an_opset_is_the_one_that_onnx_states(version):
+    stated = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", version)])
+    assert least_ir_version({"": version}) == stated
+    assert least_ir_version({"": version, "com.example": 1}) == stated
+    assert least_ir_version({"": version, "ai.onnx.ml": 5}) == max(stated, 10)

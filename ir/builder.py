@@ -114,6 +114,9 @@ def subgraph(name: str, inputs: list[tuple[str, Any]], body: Callable[..., Any])
     return graph
 
 
+PYTHON_OPERATORS = {"add": "Add", "sub": "Sub", "mul": "Mul", "truediv": "Div", "matmul": "MatMul", "pow": "Pow"}
+
+
 def _install_operators() -> None:
     def binary(name: str, swap: bool = False) -> Callable[[Value, Any], Any]:
         def apply(self: Value, other: Any) -> Any:
@@ -121,14 +124,7 @@ def _install_operators() -> None:
 
         return apply
 
-    for python, name in {
-        "add": "Add",
-        "sub": "Sub",
-        "mul": "Mul",
-        "truediv": "Div",
-        "matmul": "MatMul",
-        "pow": "Pow",
-    }.items():
+    for python, name in PYTHON_OPERATORS.items():
         setattr(Value, f"__{python}__", binary(name))
         setattr(Value, f"__r{python}__", binary(name, swap=True))
 

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from ..ir import Node, Value
-from ..ir.builder import op
+from ..ir.builder import PYTHON_OPERATORS, op
 from ..ir.dims import Dim
 
 __all__ = ["Capture", "Match", "Pattern", "const", "either", "optional", "scalar", "shared", "trace_pattern", "typed"]
@@ -463,14 +463,7 @@ def _install_operators() -> None:
     def binary(name: str, swap: bool) -> Callable[[Any, Any], Any]:
         return lambda a, b: getattr(op, name)(b, a) if swap else getattr(op, name)(a, b)
 
-    for python, name in {
-        "add": "Add",
-        "sub": "Sub",
-        "mul": "Mul",
-        "truediv": "Div",
-        "matmul": "MatMul",
-        "pow": "Pow",
-    }.items():
+    for python, name in PYTHON_OPERATORS.items():
         setattr(Pattern, f"__{python}__", binary(name, False))
         setattr(Pattern, f"__r{python}__", binary(name, True))
     setattr(Pattern, "__neg__", lambda a: op.Neg(a))  # noqa: B010 - mypy knows no such method

@@ -5,25 +5,23 @@ import importlib
 import logging
 import sys
 
+import networkx as nx
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
+import onnx_ir as ir
 import pytest
 from onnx.backend.test.loader import load_model_tests
 
 from planish.ir import ArrayTensor, DType, FileTensor, LazyTensor, Node, constant, edit, tensor_type
+from planish.ir.convert.graphsurgeon import from_graphsurgeon, to_graphsurgeon
+from planish.ir.convert.networkx import from_networkx, to_networkx
+from planish.ir.convert.onnx_ir import from_onnx_ir, to_onnx_ir
 from planish.ir.convert.proto import from_proto
 from planish.ir.equal import difference
 from planish.ir.errors import ModelError, PlanishError
 from planish.ir.text import graph_text, parse
 from planish.ir.verify import verify
-
-ir = pytest.importorskip("onnx_ir")
-gs = pytest.importorskip("onnx_graphsurgeon")
-nx = pytest.importorskip("networkx")
-
-from planish.ir.convert.graphsurgeon import from_graphsurgeon, to_graphsurgeon  # noqa: E402
-from planish.ir.convert.networkx import from_networkx, to_networkx  # noqa: E402
-from planish.ir.convert.onnx_ir import from_onnx_ir, to_onnx_ir  # noqa: E402
 
 TEXT = """main (float[N,4] x, bool c) => (float[N,4] y, float[4] z) <
   float[4] w = {1, 2, 3, 4},

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["RECIPES", "find_pass", "find_recipe", "pass_names"]
 
 ENTRY_POINTS = "planish.passes"
-RECIPES = {"default": "simplify"}  # name -> pipeline; a recipe is nothing but an abbreviation
+RECIPES = {"default": "simplify,fuse,simplify"}  # name -> pipeline; a recipe is nothing but an abbreviation
 
 
 def find_recipe(name: str) -> str | None:

@@ -1,0 +1,39 @@
+"""Fusion: groups of operators become the one standard operator that they spell. One file per subject; `Fuse` applies all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+from ...ir import Graph
+from ..base import Context, Pass
+from ..numerics import Within
+from ..rewrite import RuleIndex, rewrite
+from ..rules import Rule
+from ..simplify import rules_in
+from . import activations, attention, normalizations, projections, rotary
+
+__all__ = ["Fuse", "fuse_rules"]
+
+_SUBJECTS = (normalizations, activations, rotary, attention, projections)
+
+
+@cache
+def fuse_rules() -> tuple[Rule, ...]:
+    """All fusion rules, in the order in which they are tried."""
+    return tuple(r for module in _SUBJECTS for r in rules_in(module))
+
+
+@dataclass(frozen=True)
+class Fuse(Pass):
+    """Find attention, normalizations, activations and rotary embeddings, however they are spelled, and merge projections."""
+
+    numerics = Within()
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """All fusion rules."""
+        return fuse_rules()
+
+    def run(self, graph: Graph, ctx: Context) -> None:
+        rewrite(graph, RuleIndex(fuse_rules()), ctx)

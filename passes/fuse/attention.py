@@ -1,0 +1,3 @@
+"""Attention by meaning."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""Normalizations: LayerNormalization, RMSNormalization, GroupNormalization, InstanceNormalization."""
+
+from __future__ import annotations

@@ -22,17 +22,33 @@ __all__ = ["NoMatch", "Replacement", "Rule", "require", "rule"]
 
 
 class NoMatch(Exception):
-    """A condition of a rule does not hold."""
+    """A condition of a rule does not hold.
+
+    Attributes:
+        at: the node at which it does not, or None for the root.
+        matched: the number of nodes that had been matched by then; 0 where the rule does not count them.
+    """
+
+    def __init__(self, reason: str, at: Node | None = None, matched: int = 0):
+        super().__init__(reason)
+        self.at = at
+        self.matched = matched
 
 
-def require(condition: object, reason: str) -> None:
+def require(condition: object, reason: str, at: Node | None = None, matched: int = 0) -> None:
     """End the attempt to apply the current rule unless ``condition`` holds.
 
+    Args:
+        condition: what must be true.
+        reason: a phrase that a user understands.
+        at: the node at which it is not, if that is not the root.
+        matched: how many nodes have matched so far.
+
     Raises:
-        NoMatch: with ``reason``, a phrase that a user understands.
+        NoMatch: with ``reason``.
     """
     if not condition:
-        raise NoMatch(reason)
+        raise NoMatch(reason, at, matched)
 
 
 @dataclass(slots=True)
@@ -129,7 +145,8 @@ class NodeRule(Rule):
             result = self.function(node)
         except (NoMatch, IllTyped) as reason:
             if explain is not None:
-                explain.reached = (1 + len(explain.nodes), str(reason), node)
+                at = getattr(reason, "at", None)
+                explain.reached = (max(1, getattr(reason, "matched", 0)), str(reason), at or node)
             return None
         return None if result is None else Replacement(self, [node], [_per_result(node, result)])
 

@@ -1,4 +1,4 @@
-"""Fusion: groups of operators become the one standard operator that they spell. One file per subject; `Fuse` applies all."""
+"""Fusion: groups of operators become the standard operator that they spell. One file per subject; `Fuse` applies all."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from ..base import Context, Pass
 from ..numerics import Within
 from ..rewrite import RuleIndex, rewrite
 from ..rules import Rule
-from ..simplify import rules_in
-from . import activations, attention, normalizations, projections, rotary
+from ..simplify import reshapes, rules_in, transposes
+from . import activations, attention, heads, normalizations, projections, rotary
 
 __all__ = ["Fuse", "fuse_rules"]
 
-_SUBJECTS = (normalizations, activations, rotary, attention, projections)
+_SUBJECTS = (normalizations, activations, rotary, attention, heads, projections)
+_TIDYING = (reshapes, transposes)  # what fusion leaves between operators cancels at once
 
 
 @cache
@@ -26,7 +27,7 @@ def fuse_rules() -> tuple[Rule, ...]:
 
 @dataclass(frozen=True)
 class Fuse(Pass):
-    """Find attention, normalizations, activations and rotary embeddings, however they are spelled, and merge projections."""
+    """Find attention, normalizations, activations and rotary embeddings however they are spelled; merge projections."""
 
     numerics = Within()
 
@@ -36,4 +37,4 @@ class Fuse(Pass):
         return fuse_rules()
 
     def run(self, graph: Graph, ctx: Context) -> None:
-        rewrite(graph, RuleIndex(fuse_rules()), ctx)
+        rewrite(graph, RuleIndex([*fuse_rules(), *(r for module in _TIDYING for r in rules_in(module))]), ctx)

@@ -1,3 +1,229 @@
-"""Attention by meaning."""
+"""Attention by meaning: a softmax between two matrix products, whatever stands around it.
+
+The anchor is the product of the weights with the values. From there the rule goes up through what surrounds the
+softmax, through the scores (`scores`), to the product of queries and keys; brings all leading dimensions into one view
+(`views`); and states the whole as one ``Attention`` of rank 4. `heads` then removes what the operator does by itself:
+splitting heads, repeating keys and values.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ...ir import Node, Value, op
+from ...ir.dims import product
+from ...ir.types import DType, Shape
+from ..numerics import within
+from ..rules import NoMatch, require, rule
+from ..simplify.reshapes import RESHAPING, known_shape
+from .scores import Logits, Step, replay, scalar_of, trace
+from .views import lead_of, mask_in_view, reshaped, shape_vector, swapped, with_lead
+
+_ROUNDING = within(rtol=1e-4)
+_SEARCH = 8  # operators between softmax and values
+_ATTENTION_TYPES = (DType.FLOAT, DType.FLOAT16, DType.BFLOAT16, DType.DOUBLE)
+
+
+@dataclass
+class _Weights:
+    """The way from the softmax to the second product.
+
+    Attributes:
+        softmax: its node.
+        nodes: the nodes on the way, softmax included.
+        zeroed: the conditions under which a weight is set to 0 after the softmax, with the operand that is kept.
+    """
+
+    softmax: Node
+    nodes: list[Node] = field(default_factory=list)
+    zeroed: list[Node] = field(default_factory=list)
+
+
+def _weights(value: Value, root: Node) -> _Weights | None:
+    """Go from the operand of a product up to the softmax; None if there is none."""
+    nodes: list[Node] = []
+    zeroed: list[Node] = []
+    for _ in range(_SEARCH):
+        node = value.producer
+        if node is None or node.graph is not root.graph:
+            return None
+        nodes.append(node)
+        match node.op:
+            case "Softmax":
+                return _Weights(node, nodes, zeroed)
+            case "Cast" | "Identity" | "Reshape" | "Squeeze" | "Unsqueeze":
+                following = node.operands[0]
+            case "Where":
+                following = _guarded(node)
+                if following is None:
+                    return None
+                if node.operands[0] is not None and (test := node.operands[0].producer) and test.op == "IsNaN":
+                    nodes.append(test)
+                else:
+                    zeroed.append(node)
+            case _:
+                return None
+        assert following is not None
+        value = following
+    return None
+
+
+def _guarded(node: Node) -> Value | None:
+    """The weights in a choice between them and 0."""
+    for i in (1, 2):
+        if scalar_of(node.operands[i]) == 0:
+            return node.operands[3 - i]
+    return None
+
+
+@rule("MatMul", numerics=_ROUNDING)
+def attention(node: Node) -> Value | None:
+    """A product, scaled, biased and masked, its softmax, and another product: attention."""
+    assert node.operands[0] is not None and node.operands[1] is not None
+    weights = _weights(node.operands[0], node)
+    if weights is None or not _is_over_last(weights.softmax):
+        return None
+    steps, first = trace(weights.softmax.operands[0], node)  # type: ignore[arg-type]
+    matched = len(steps) + len(weights.nodes) + 2
+    nodes = [first, *(s.node for s in steps), *weights.nodes]
+    try:
+        _require_private(nodes, node, matched)
+        query, key = first.operands
+        assert query is not None and key is not None
+        require(query.dtype in _ATTENTION_TYPES, "the queries are no floating-point numbers", first)
+        require(key.const is None or query.const is None, "both operands are constants", first)
+        logits = replay(steps, first, query.dtype)
+        _require_same_mask(weights, steps)
+        return _build(query, key, node.operands[1], logits, weights, node)
+    except NoMatch as miss:
+        raise NoMatch(str(miss), miss.at or weights.softmax, max(matched, miss.matched)) from None
+
+
+def _is_over_last(softmax: Node) -> bool:
+    rank = softmax.results[0].rank
+    axis = softmax.attrs.get("axis", -1)
+    return axis == -1 or (rank is not None and axis == rank - 1)
+
+
+def _require_private(nodes: list[Node], root: Node, matched: int) -> None:
+    """Nothing else may use what is computed on the way: it would have to be computed twice."""
+    inside = {*nodes, root}
+    for inner in nodes:
+        for result in inner.results:
+            for user in result.users:
+                what = "weights" if inner.op in ("Softmax", "Where") else "scores"
+                if user.op == "return":
+                    require(False, f"the attention {what} are an output of the model", inner, matched)
+                require(user in inside, f"the attention {what} are also used by {user.op}", user, matched)
+
+
+def _require_same_mask(weights: _Weights, steps: list[Step]) -> None:
+    """Weights may be set to 0 where the scores are masked anyway."""
+    for node in weights.zeroed:
+        kept = 1 if scalar_of(node.operands[2]) == 0 else 2
+        masks = [(s.node.operands[0], s.operand) for s in steps if s.node.op == "Where"]
+        require(
+            (node.operands[0], kept) in masks, "weights are set to 0 under a mask that the scores do not have", node
+        )
+
+
+def _build(query: Value, key: Value, value: Value, logits: Logits, weights: _Weights, root: Node) -> Value:
+    """The attention, in the view in which the scores have two leading dimensions."""
+    sources = [query, key, value, root.result]
+    query, scale = _unscaled(_innermost(query), logits.scale)
+    key, scale = _unscaled(_innermost(key), scale)
+    key, value = swapped(key), _innermost(value)
+    lead = _lead(query, logits, root)
+    query = _with_factors(_spread(query, logits.leads[0], lead, sources), logits, lead, sources)
+    if scale < 0:
+        query, scale = op.Neg(query), -scale
+    heads = _kv_lead(lead_of(key), lead_of(value), logits.leads[0], lead)
+    key, value = (_spread(x, logits.leads[0], heads, sources) for x in (key, value))
+    mask = logits.bias
+    if mask is not None:
+        mask = mask_in_view(mask, logits.lead, lead, sources)
+        mask = reshaped(mask, (1, *known_shape(mask))) if mask.rank == 1 else mask
+    in_float = weights.softmax.results[0].dtype is DType.FLOAT and query.dtype is not DType.FLOAT
+    result = op.Attention(
+        query, key, value, mask, scale=scale, softcap=logits.softcap or None, softmax_precision=1 if in_float else None
+    )
+    return reshaped(result, known_shape(root.result), sources)
+
+
+def _innermost(value: Value) -> Value:
+    """What a merge of leading dimensions merges."""
+    node = value.producer
+    while node is not None and node.op in RESHAPING:
+        source = node.operands[0]
+        assert source is not None
+        if source.shape is None or len(source.shape) < 3 or source.shape[-2:] != known_shape(value)[-2:]:
+            return value
+        value, node = source, source.producer
+    return value
+
+
+def _unscaled(value: Value, scale: float) -> tuple[Value, float]:
+    """``value`` without a constant factor, which goes into the scale."""
+    node = value.producer
+    if node is None or len(value.users) > 1:
+        return value, scale
+    if node.op in ("Mul", "Div"):
+        for i in (0, 1) if node.op == "Mul" else (1,):
+            number, rest = scalar_of(node.operands[i]), node.operands[1 - i]
+            if number and rest is not None and rest.shape == value.shape:
+                return _unscaled(rest, scale * number if node.op == "Mul" else scale / number)
+    if node.op in ("Transpose", *RESHAPING):
+        source = node.operands[0]
+        assert source is not None
+        plain, new = _unscaled(source, scale)
+        if plain is not source:
+            return getattr(op, node.op)(plain, *node.operands[1:], **node.attrs), new
+    return value, scale
+
+
+def _lead(query: Value, logits: Logits, root: Node) -> Shape:
+    """Batch and heads: the grouping of the leading dimensions into two that saves reshapes."""
+    first = logits.leads[0]
+    if len(first) == 2:
+        return first
+    if len(first) > 2:
+        return (product(first[:-1]), first[-1])
+    candidates = [lead_of(query), *logits.leads]
+    candidates += [lead_of(u.results[0]) for u in root.result.users if u.op == "Reshape" and _is_split(u, root)]
+    return next(
+        (c for c in candidates if len(c) == 2 and product(c) == product(first)), (*first, *(1, 1)[len(first) :])
+    )
+
+
+def _is_split(user: Node, root: Node) -> bool:
+    shape = user.results[0].shape
+    return shape is not None and len(shape) == 4 and shape[-2:] == known_shape(root.result)[-2:]
+
+
+def _kv_lead(key: Shape, value: Shape, scores: Shape, lead: Shape) -> Shape:
+    """The leading dimensions of keys and values: ``lead``, or with fewer heads where queries share them.
+
+    Groups of queries arrive as a dimension of size 1 in both, behind that of their heads.
+    """
+    shared = len(key) == len(value) == len(scores) > 1 and key[-1] == value[-1] == 1 and scores[-1] != 1
+    if not shared or lead[-1] != scores[-1]:
+        return lead
+    return (lead[0], 1)
+
+
+def _with_factors(query: Value, logits: Logits, lead: Shape, sources: list[Value]) -> Value:
+    for factor, view in logits.factors:
+        query = op.Mul(query, mask_in_view(factor, view, lead, sources))
+    return query
+
+
+def _spread(value: Value, scores: Shape, lead: Shape, sources: list[Value]) -> Value:
+    """``value`` with the leading dimensions ``lead``, repeated over those of the scores that it lacks."""
+    own = lead_of(value)
+    if product(own) == product(lead):
+        return with_lead(value, lead, sources)
+    padded = (1,) * (len(scores) - len(own)) + own
+    require(len(padded) == len(scores), "queries, keys and scores differ in their leading dimensions", value.producer)
+    wanted = (*scores[:-1], 1) if lead[-1] == 1 else scores
+    value = op.Expand(value, shape_vector([*wanted, 1, 1], sources))
+    return with_lead(value, lead, sources)

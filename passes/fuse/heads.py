@@ -1,0 +1,125 @@
+"""What Attention does by itself: splitting and joining heads, and repeating keys and values for groups of queries."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...ir import Node, Value, op
+from ...ir.dims import Dim
+from ...ir.types import Shape
+from ..rules import require, rule
+from ..simplify.reshapes import RESHAPING, known_shape
+from ..simplify.transposes import perm_of
+from .views import reshaped
+
+_HEADS_FIRST = (0, 2, 1, 3)
+
+
+@rule("Attention")
+def shared_heads(node: Node) -> Value | None:
+    """Keys and values that are repeated for several heads of queries: Attention repeats them itself."""
+    if node.operands[0].rank != 4 or len(node.results) > 1 or len(node.operands) > 4:
+        return None
+    key, value = _before_repeat(node.operands[1]), _before_repeat(node.operands[2])
+    if key is None and value is None:
+        return None
+    require(key is not None and value is not None, "only one of keys and values is repeated")
+    require(key.shape[1] == value.shape[1], "keys and values are repeated differently")
+    return op.Attention(node.operands[0], key, value, *node.operands[3:], **node.attrs)
+
+
+def _before_repeat(value: Value) -> Value | None:
+    """``[B, H, T, D]`` before each of its heads was repeated to ``[B, H * n, T, D]``; None if it was not."""
+    node = value.producer
+    if node is None:
+        return None
+    if node.op == "Transpose" and perm_of(node) == _HEADS_FIRST:
+        source = _ungrouped(node.operands[0], 2)
+        return None if source is None else op.Transpose(source, perm=_HEADS_FIRST)
+    return _ungrouped(value, 1)
+
+
+def _ungrouped(value: Value, axis: int) -> Value | None:
+    """``value`` before each slice along ``axis`` was repeated."""
+    node, shape = value.producer, value.shape
+    if node is None or shape is None:
+        return None
+    source = node.operands[0]
+    if source is None or source.shape is None:
+        return None
+    if node.op == "Gather" and node.attrs.get("axis", 0) == axis:
+        return source if _repeats(node.operands[1], source.shape[axis]) else None
+    if node.op in ("Expand", "Tile") and len(source.shape) == len(shape):  # a single head for all
+        same = all(a == b for i, (a, b) in enumerate(zip(source.shape, shape, strict=True)) if i != axis)
+        return source if source.shape[axis] == 1 and same and shape[axis] != 1 else None
+    if node.op not in RESHAPING:
+        return None
+    return _before_stack(source, value, axis)
+
+
+def _before_stack(stacked: Value, value: Value, axis: int) -> Value | None:
+    """``value`` merges two dimensions of ``stacked``, along the second of which all is the same."""
+    node, shape, result = stacked.producer, stacked.shape, known_shape(value)
+    if node is None or shape is None or len(shape) != len(result) + 1:
+        return None
+    if (*shape[:axis], *shape[axis + 2 :]) != (*result[:axis], *result[axis + 1 :]):
+        return None
+    flat = (*shape[: axis + 1], *shape[axis + 2 :])
+    if node.op == "Concat" and node.attrs["axis"] % len(shape) == axis + 1:
+        alike = all(o is node.operands[0] for o in node.operands) and known_shape(node.operands[0])[axis + 1] == 1
+        return reshaped(node.operands[0], flat, [node.operands[0]]) if alike else None
+    if node.op not in ("Expand", "Tile"):
+        return None
+    source = node.operands[0]
+    single: Shape = (*shape[: axis + 1], 1, *shape[axis + 2 :])
+    return reshaped(source, flat, [source]) if source is not None and source.shape == single else None
+
+
+def _repeats(index: Value | None, size: Dim) -> bool:
+    """Whether ``index`` is 0, …, 0, 1, …, 1, 2, … with every number equally often."""
+    if index is None or index.const is None or not isinstance(size, int) or index.rank != 1:
+        return False
+    numbers = index.const.numpy()
+    return (
+        numbers.size > size
+        and numbers.size % size == 0
+        and bool((numbers == np.repeat(np.arange(size), numbers.size // size)).all())
+    )
+
+
+@rule("Attention")
+def attention_on_rows(node: Node) -> Value | None:
+    """Queries, keys and values whose heads are split and moved to the front: Attention reads the rows as they were."""
+    if node.operands[0].rank != 4 or len(node.results) > 1 or len(node.operands) > 4:
+        return None
+    operands = node.operands[:3]
+    if not all(_is_moved(o) for o in operands):
+        return None
+    heads, kv_heads = (known_shape(o)[1] for o in operands[:2])
+    require(isinstance(heads, int) and isinstance(kv_heads, int), "the number of heads is not known")
+    require(all(isinstance(known_shape(o)[3], int) for o in operands), "the size of a head is not known")
+    rows = [_rows(o) for o in operands]
+    result = op.Attention(*rows, *node.operands[3:], **node.attrs, q_num_heads=heads, kv_num_heads=kv_heads)
+    batch, _, length, size = known_shape(node.results[0])
+    split = reshaped(result, (batch, length, heads, size), [rows[0]])
+    return op.Transpose(split, perm=_HEADS_FIRST)
+
+
+def _is_moved(value: Value) -> bool:
+    """Whether ``value`` is ``[B, H, S, D]`` made of ``[B, S, H, D]``."""
+    node = value.producer
+    if node is None or value.shape is None:
+        return False
+    if node.op == "RotaryEmbedding" and len(value.users) == 1:
+        return node.operands[0].rank == 4 and _is_moved(node.operands[0])
+    return node.op == "Transpose" and perm_of(node) == _HEADS_FIRST
+
+
+def _rows(value: Value) -> Value:
+    """``[B, S, H * D]`` for the ``[B, H, S, D]`` made of it."""
+    node = value.producer
+    batch, heads, length, size = known_shape(value)
+    if node.op == "RotaryEmbedding":
+        return op.RotaryEmbedding(_rows(node.operands[0]), *node.operands[1:], **node.attrs, num_heads=heads)
+    source = node.operands[0]
+    return reshaped(source, (batch, length, heads * size), [source])

@@ -1,0 +1,258 @@
+"""The way from the product of queries and keys to the softmax: scales, biases, masks, casts, a soft cap, in any order.
+
+`trace` walks from the softmax up to the matrix product and lists the steps; `replay` goes down again and keeps the
+account in the form ``softcap(scale * q @ k.T) + bias``, in which every such chain can be written. The bias is what the
+chain itself computes from a product of zeros, so that rows in which everything is masked come out as they did.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from ml_dtypes import finfo
+
+from ...ir import Node, Value, constant, op
+from ...ir.types import DType, Shape
+from ..rules import NoMatch, require
+from ..simplify.reshapes import RESHAPING, known_shape
+from .views import lead_of, mask_in_view
+
+__all__ = ["Logits", "Step", "replay", "scalar_of", "trace"]
+
+_DEPTH = 24  # operators between product and softmax
+_MASKING = -1000.0  # a number that softmax turns into 0 beside any score that is not masked
+_SATURATING = -1e30  # a number beside which scores vanish in float32
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operator on the way: the node, and which of its operands carries the scores."""
+
+    node: Node
+    operand: int
+
+    @property
+    def scores(self) -> Value:
+        """The operand that carries the scores."""
+        value = self.node.operands[self.operand]
+        assert value is not None
+        return value
+
+    def other(self) -> Value:
+        """The other operand of a binary operator."""
+        value = self.node.operands[1 - self.operand]
+        assert value is not None
+        return value
+
+
+@dataclass
+class Logits:
+    """What the softmax is taken of: ``softcap(scale * q @ k.T) + bias``.
+
+    Attributes:
+        scale: the product of the constant factors.
+        factors: further factors, which broadcast along the keys.
+        softcap: the cap, or 0.
+        bias: broadcasts to the scores in the current view, or None.
+        lead: the leading dimensions of the current view.
+        leads: those of all views, first that of the product.
+    """
+
+    lead: Shape
+    scale: float = 1.0
+    factors: list[tuple[Value, Shape]] = field(default_factory=list)
+    softcap: float = 0.0
+    bias: Value | None = None
+    leads: list[Shape] = field(default_factory=list)
+
+
+def scalar_of(value: Value | None) -> float | None:
+    """The number that all elements of a constant are, or None."""
+    if value is None or value.const is None or not value.const.is_cheap or not value.const.size:
+        return None
+    if not (value.dtype.is_floating or value.dtype.is_integer):
+        return None
+    array = value.const.numpy()
+    first = array.flat[0]
+    return float(first) if value.const.size == 1 or bool((array == first).all()) else None
+
+
+# up: finding the product
+
+
+def trace(value: Value, inside: Node) -> tuple[list[Step], Node]:
+    """The steps from a matrix product to ``value``, first step first, and the product.
+
+    Args:
+        value: the operand of the softmax.
+        inside: a node of the graph in which all of them must be.
+
+    Raises:
+        NoMatch: with the furthest node that was reached.
+    """
+    steps, node = _trace(value, inside, 1)
+    return steps[::-1], node
+
+
+def _trace(value: Value, inside: Node, depth: int) -> tuple[list[Step], Node]:
+    node = value.producer
+    require(depth < _DEPTH, "no product of queries and keys within reach", node, depth)
+    if node is None or node.graph is not inside.graph:
+        raise NoMatch("the scores are no product of queries and keys", inside, depth)
+    if node.op == "MatMul":
+        return [], node
+    carriers = _carriers(node)
+    require(carriers, f"the scores pass through {node.op}, which attention does not have", node, depth)
+    furthest: NoMatch | None = None
+    for i in carriers:
+        operand = node.operands[i]
+        if operand is None or operand.producer is None or not _same_matrix(operand, value, node):
+            continue
+        try:
+            steps, product = _trace(operand, inside, depth + 1)
+        except NoMatch as miss:
+            if furthest is None or miss.matched > furthest.matched:
+                furthest = miss
+        else:
+            return [Step(node, i), *steps], product
+    raise furthest or NoMatch("the scores are no product of queries and keys", node, depth)
+
+
+def _carriers(node: Node) -> tuple[int, ...]:
+    """The operands of ``node`` that may carry the scores."""
+    match node.op:
+        case "Cast" | "Tanh" | "Identity" | "Max" | "Clip" | "Reshape" | "Squeeze" | "Unsqueeze" | "Div" | "Sub":
+            return (0,)
+        case "Add" | "Mul":
+            return (0, 1)
+        case "Where":
+            fills = {i: scalar_of(node.operands[3 - i]) for i in (1, 2)}
+            return tuple(i for i, fill in fills.items() if fill is not None and fill <= _MASKING)
+    return ()
+
+
+def _same_matrix(before: Value, after: Value, node: Node) -> bool:
+    """Whether the scores keep their shape on the way through ``node``; a view may regroup the leading dimensions."""
+    old, new = before.shape, after.shape
+    if old is None or new is None:
+        return False
+    if node.op in RESHAPING:
+        return len(old) >= 2 and len(new) >= 2 and old[-2:] == new[-2:]
+    if len(old) != len(new):
+        return False
+    # of two symbols either may be 1, as far as shapes tell; masks are not at times larger than scores, at times not
+    return all(a == b or not isinstance(a, int) for a, b in zip(old, new, strict=True))
+
+
+# down: keeping the account
+
+
+def replay(steps: list[Step], product: Node, dtype: DType) -> Logits:
+    """What the steps make of the product, whose operands are of type ``dtype``."""
+    lead = lead_of(product.result)
+    logits = Logits(lead, leads=[lead])
+    for count, step in enumerate(steps, 1):
+        try:
+            _STEPS[step.node.op](logits, step)
+        except NoMatch as miss:
+            raise NoMatch(str(miss), miss.at or step.node, count + 1) from None
+    if logits.bias is not None and logits.bias.dtype is not dtype:
+        logits.bias = op.Cast(logits.bias, to=dtype)
+    return logits
+
+
+def _pass(logits: Logits, step: Step) -> None:
+    """Nothing changes."""
+
+
+def _cast(logits: Logits, step: Step) -> None:
+    dtype = step.node.results[0].dtype
+    require(dtype.is_floating, "the scores are cast to integers")
+    if logits.bias is not None:
+        logits.bias = op.Cast(logits.bias, to=dtype)
+
+
+def _multiply(logits: Logits, step: Step) -> None:
+    factor = step.other()
+    number = scalar_of(factor)
+    if step.node.op == "Div":
+        require(number != 0, "the scores are divided by 0")
+        if number is None:
+            factor = op.Reciprocal(factor)
+        else:
+            number = 1.0 / number
+    if number is not None and np.isfinite(number):
+        _scale(logits, number)
+    else:
+        require(not logits.softcap, "the capped scores are scaled by a tensor")
+        require(not factor.rank or known_shape(factor)[-1] == 1, "the scores are multiplied by another matrix")
+        logits.factors.append((factor, logits.lead))
+    if logits.bias is not None:
+        logits.bias = getattr(op, step.node.op)(logits.bias, step.other())
+
+
+def _scale(logits: Logits, number: float) -> None:
+    require(number > 0 or not logits.softcap, "the capped scores change their sign")
+    if logits.softcap:
+        logits.softcap *= number
+    logits.scale *= number
+
+
+def _tanh(logits: Logits, step: Step) -> None:
+    require(logits.bias is None, "a bias is added before the scores are capped")
+    require(not logits.softcap and logits.scale > 0, "the scores are capped twice")
+    logits.softcap = 1.0
+
+
+def _add(logits: Logits, step: Step) -> None:
+    term = step.other()
+    if step.node.op == "Sub":
+        term = op.Neg(term)
+    logits.bias = term if logits.bias is None else op.Add(logits.bias, term)
+
+
+def _where(logits: Logits, step: Step) -> None:
+    condition, keep, fill = step.node.operands[0], step.operand, scalar_of(step.node.operands[3 - step.operand])
+    dtype = step.node.results[0].dtype
+    assert condition is not None and fill is not None
+    if fill > _SATURATING:  # in a row that is masked as a whole, all positions weigh the same: so they do at the limit
+        fill = float(finfo(dtype.numpy).min)
+    masked = constant(fill, dtype)
+    open_ = logits.bias if logits.bias is not None else constant(0.0, dtype)
+    logits.bias = op.Where(condition, open_, masked) if keep == 1 else op.Where(condition, masked, open_)
+
+
+def _clamp(logits: Logits, step: Step) -> None:
+    """A lower limit that only masked scores reach."""
+    operands = step.node.operands
+    limit = scalar_of(operands[1]) if len(operands) > 1 else None
+    require(limit is not None and limit <= _SATURATING, "the scores are clamped")
+    require(step.node.op == "Max" or len(operands) < 3 or operands[2] is None, "the scores are clamped from above")
+    if logits.bias is not None:
+        logits.bias = op.Max(logits.bias, operands[1])
+
+
+def _view(logits: Logits, step: Step) -> None:
+    lead = lead_of(step.node.results[0])
+    if logits.bias is not None:
+        logits.bias = mask_in_view(logits.bias, logits.lead, lead, [step.scores, step.node.results[0]])
+    logits.lead = lead
+    logits.leads.append(lead)
+
+
+_STEPS = {
+    "Add": _add,
+    "Cast": _cast,
+    "Clip": _clamp,
+    "Div": _multiply,
+    "Identity": _pass,
+    "Max": _clamp,
+    "Mul": _multiply,
+    "Reshape": _view,
+    "Squeeze": _view,
+    "Sub": _add,
+    "Tanh": _tanh,
+    "Unsqueeze": _view,
+    "Where": _where,
+}

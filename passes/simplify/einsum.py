@@ -1,0 +1,62 @@
+"""Einsum of two operands is a matrix product between transposes."""
+
+from __future__ import annotations
+
+from ...ir import Node, Value, op
+from ...ir.dims import Dim, product
+from ..numerics import within
+from ..rules import require, rule
+from .reshapes import known_shape, reshape_to
+from .transposes import transpose
+
+
+@rule("Einsum", numerics=within(rtol=1e-5))
+def einsum_as_matmul(node: Node) -> Value | None:
+    """Letters in both operands number the matrices (if in the result, too) or are summed over; the others are rows and columns."""
+    left, arrow, result = node.attrs["equation"].replace(" ", "").partition("->")
+    terms = left.split(",")
+    require(arrow and "." not in left + result, "the equation is implicit, or has an ellipsis")
+    require(all(len(set(t)) == len(t) for t in (*terms, result)), "a letter is repeated")
+    if len(terms) == 1:
+        require(sorted(terms[0]) == sorted(result), "it sums")
+        return transpose(node.operands[0], tuple(terms[0].index(c) for c in result))
+    require(len(terms) == 2, "it has more than two operands")
+    a, b = terms
+    batch = [c for c in result if c in a and c in b]
+    rows, columns = [c for c in result if c not in b], [c for c in result if c not in a]
+    summed = [c for c in a if c in b and c not in result]
+    require(
+        sorted(a) == sorted(batch + rows + summed) and sorted(b) == sorted(batch + summed + columns), "it sums alone"
+    )
+    require(all(o.dtype.is_floating for o in node.operands), "integers")
+    sizes = _sizes(node, terms)
+    if sizes is None:
+        return None
+    x = _matrices(node.operands[0], a, [batch, rows, summed], sizes)
+    y = _matrices(node.operands[1], b, [batch, summed, columns], sizes)
+    product_ = op.MatMul(x, y)
+    order = batch + rows + columns
+    unmerged = reshape_to(product_, tuple(sizes[c] for c in order)) if len(rows) != 1 or len(columns) != 1 else product_
+    require(unmerged is not None, "the sizes of merged dimensions are not known")
+    return transpose(unmerged, tuple(order.index(c) for c in result))
+
+
+def _sizes(node: Node, terms: list[str]) -> dict[str, Dim] | None:
+    """The size of each letter; None where one operand may broadcast along it."""
+    sizes: dict[str, Dim] = {}
+    for term, operand in zip(terms, node.operands, strict=True):
+        for letter, dim in zip(term, known_shape(operand), strict=True):
+            if sizes.setdefault(letter, dim) != dim and (dim == 1 or sizes[letter] == 1):
+                return None
+    return sizes
+
+
+def _matrices(value: Value, term: str, groups: list[list[str]], sizes: dict[str, Dim]) -> Value:
+    """``value`` with the letters of the first group leading, and those of each other one merged."""
+    order = [c for group in groups for c in group]
+    moved = transpose(value, tuple(term.index(c) for c in order))
+    if all(len(group) == 1 for group in groups[1:]):
+        return moved
+    merged = reshape_to(moved, (*(sizes[c] for c in groups[0]), *(product(sizes[c] for c in g) for g in groups[1:])))
+    require(merged is not None, "the sizes of merged dimensions are not known")
+    return merged

@@ -130,9 +130,9 @@ def _require_same_mask(weights: _Weights, steps: list[Step]) -> None:
 def _build(query: Value, key: Value, value: Value, logits: Logits, weights: _Weights, root: Node) -> Value:
     """The attention, in the view in which the scores have two leading dimensions."""
     sources = [query, key, value, root.result]
-    query, scale = _unscaled(_innermost(query), logits.scale)
-    key, scale = _unscaled(_innermost(key), scale)
-    key, value = swapped(key), _innermost(value)
+    query, scale = _unscaled(query, logits.scale)
+    key, scale = _unscaled(key, scale)
+    key = swapped(key)
     lead = _lead(query, logits, root)
     query = _with_factors(_spread(query, logits.leads[0], lead, sources), logits, lead, sources)
     if scale < 0:
@@ -150,13 +150,13 @@ def _build(query: Value, key: Value, value: Value, logits: Logits, weights: _Wei
     return reshaped(result, known_shape(root.result), sources)
 
 
-def _innermost(value: Value) -> Value:
+def _unmerged(value: Value) -> Value:
     """What a merge of leading dimensions merges."""
     node = value.producer
     while node is not None and node.op in RESHAPING:
-        source = node.operands[0]
+        source, shape = node.operands[0], known_shape(value)
         assert source is not None
-        if source.shape is None or len(source.shape) < 3 or source.shape[-2:] != known_shape(value)[-2:]:
+        if source.shape is None or len(source.shape) < len(shape) or source.shape[-2:] != shape[-2:]:
             return value
         value, node = source, source.producer
     return value
@@ -188,7 +188,7 @@ def _lead(query: Value, logits: Logits, root: Node) -> Shape:
         return first
     if len(first) > 2:
         return (product(first[:-1]), first[-1])
-    candidates = [lead_of(query), *logits.leads]
+    candidates = [lead_of(_unmerged(query)), *logits.leads]
     candidates += [lead_of(u.results[0]) for u in root.result.users if u.op == "Reshape" and _is_split(u, root)]
     return next(
         (c for c in candidates if len(c) == 2 and product(c) == product(first)), (*first, *(1, 1)[len(first) :])

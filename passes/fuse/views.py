@@ -35,7 +35,17 @@ def swapped(value: Value) -> Value:
         source = node.operands[0]
         assert source is not None
         return transpose(source, compose(inner, perm))
+    if node is not None and node.op in RESHAPING and _is_transposed(node.operands[0], value):
+        inside = swapped(node.operands[0])  # type: ignore[arg-type]
+        return with_lead(inside, lead_of(value), [value])
     return transpose(value, perm)
+
+
+def _is_transposed(source: Value | None, value: Value) -> bool:
+    """Whether ``source`` is a transpose, and ``value`` the same with other leading dimensions."""
+    if source is None or source.producer is None or source.producer.op != "Transpose":
+        return False
+    return source.shape is not None and len(source.shape) > 1 and source.shape[-2:] == known_shape(value)[-2:]
 
 
 def reshaped(value: Value, target: Shape, sources: Iterable[Value] = ()) -> Value:

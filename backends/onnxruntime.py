@@ -20,6 +20,7 @@ from ..ir.tensor import FileTensor, Tensor, TensorError, pack, unpack
 from ..ir.types import UNKNOWN, DType, SequenceType, TensorType, Type
 from .base import Backend, Executable, LoweringError, import_or_explain
 from .legalize import Stamp, legalize
+from .ort_forms import adapt
 from .ort_target import OrtTarget, lacks_kernel
 
 __all__ = ["BACKEND", "OnnxRuntime", "from_ort", "session_options", "to_ort"]
@@ -217,6 +218,7 @@ class OnnxRuntime(Backend):
             custom_ops: whether a library adds operators of other domains.
         """
         lowered = clone_graph(graph)
+        adapt(lowered)
         return lowered, legalize(lowered, OrtTarget(custom_ops))
 
     def compile(self, graph: Graph, **options: Any) -> Executable:

@@ -1,4 +1,4 @@
-"""Fusion: groups of operators become the standard operator that they spell. One file per subject; `Fuse` applies all."""
+"""Fusion: groups of operators become the standard operator that they spell. One file per subject."""
 
 from __future__ import annotations
 

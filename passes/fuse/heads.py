@@ -8,6 +8,7 @@ from ...ir import Node, Value, op
 from ...ir.dims import Dim
 from ...ir.types import Shape
 from ..rules import require, rule
+from ..simplify.fold_constants import integers
 from ..simplify.reshapes import RESHAPING, known_shape
 from ..simplify.transposes import perm_of
 from .views import reshaped
@@ -93,33 +94,60 @@ def attention_on_rows(node: Node) -> Value | None:
     if node.operands[0].rank != 4 or len(node.results) > 1 or len(node.operands) > 4:
         return None
     operands = node.operands[:3]
-    if not all(_is_moved(o) for o in operands):
+    if any(o.producer is None or o.rank != 4 for o in operands):
         return None
+    unmoved = [_before_move(o) for o in operands]
+    if all(u is None for u in unmoved):
+        return None
+    require(all(u is not None for u in unmoved), "some of queries, keys and values do not come as rows")
     heads, kv_heads = (known_shape(o)[1] for o in operands[:2])
     require(isinstance(heads, int) and isinstance(kv_heads, int), "the number of heads is not known")
     require(all(isinstance(known_shape(o)[3], int) for o in operands), "the size of a head is not known")
-    rows = [_rows(o) for o in operands]
+    rows = [_merged(u) for u in unmoved]
     result = op.Attention(*rows, *node.operands[3:], **node.attrs, q_num_heads=heads, kv_num_heads=kv_heads)
     batch, _, length, size = known_shape(node.results[0])
     split = reshaped(result, (batch, length, heads, size), [rows[0]])
     return op.Transpose(split, perm=_HEADS_FIRST)
 
 
-def _is_moved(value: Value) -> bool:
-    """Whether ``value`` is ``[B, H, S, D]`` made of ``[B, S, H, D]``."""
-    node = value.producer
-    if node is None or value.shape is None:
-        return False
-    if node.op == "RotaryEmbedding" and len(value.users) == 1:
-        return node.operands[0].rank == 4 and _is_moved(node.operands[0])
-    return node.op == "Transpose" and perm_of(node) == _HEADS_FIRST
+def _merged(value: Value) -> Value:
+    batch, length, heads, size = known_shape(value)
+    return reshaped(value, (batch, length, heads * size), [value])
 
 
-def _rows(value: Value) -> Value:
-    """``[B, S, H * D]`` for the ``[B, H, S, D]`` made of it."""
+def _before_move(value: Value) -> Value | None:
+    """``[B, S, H, D]`` for the ``[B, H, S, D]`` made of it, perhaps by way of operators that see each row by itself."""
     node = value.producer
-    batch, heads, length, size = known_shape(value)
+    if node is None or node.operands[0] is None:
+        return None
+    if node.op == "Transpose" and perm_of(node) == _HEADS_FIRST:
+        return node.operands[0]
+    inner = _before_move(node.operands[0]) if _is_row_wise(node, value) else None
+    if inner is None:
+        batch, heads, length, size = known_shape(value)
+        return reshaped(value, (batch, length, 1, size), [value]) if heads == 1 else None
     if node.op == "RotaryEmbedding":
-        return op.RotaryEmbedding(_rows(node.operands[0]), *node.operands[1:], **node.attrs, num_heads=heads)
-    source = node.operands[0]
-    return reshaped(source, (batch, length, heads * size), [source])
+        shape = known_shape(inner)
+        turned = op.RotaryEmbedding(_merged(inner), *node.operands[1:], **node.attrs, num_heads=shape[2])
+        return reshaped(turned, shape, [inner])
+    result = getattr(op, node.op)(inner, *node.operands[1:], outputs=len(node.results), **node.attrs)
+    return result[value.index] if isinstance(result, tuple) else result
+
+
+def _is_row_wise(node: Node, value: Value) -> bool:
+    """Whether ``node`` does the same to each row of its first operand, of rank 4, and to nothing else."""
+    if node.operands[0].rank != 4 or (len(value.users) > 1 and node.op != "Split"):
+        return False
+    match node.op:
+        case "RotaryEmbedding":
+            return "num_heads" not in node.attrs
+        case "RMSNormalization" | "LayerNormalization":
+            return node.attrs.get("axis", -1) in (-1, 3) and len(node.results) == 1
+        case "Split":
+            return node.attrs.get("axis", 0) in (-1, 3)
+        case "Slice":
+            return integers(node.operand(3)) in ((-1,), (3,), [-1], [3])
+        case "Mul" | "Div" | "Add" | "Sub":
+            other = node.operands[1].shape
+            return other is not None and len(other) <= 4 and all(d == 1 for d in other[:-1])
+    return False

@@ -75,6 +75,17 @@ def _split(node: Node, value: Value) -> tuple[int, int] | None:
     return sum(s for s in sizes if isinstance(s, int)), 1
 
 
+def _whole(part: Value, wanted: Piece) -> Value | None:
+    """The value that is ``wanted``, of which ``part`` is a part."""
+    value: Value | None = part
+    while value is not None and value.shape is not None:
+        if piece_of(value) == wanted:
+            return value
+        node = value.producer
+        value = node.operands[0] if node is not None and node.op in ("Slice", "Split") else None
+    return None
+
+
 # tables
 
 
@@ -128,7 +139,7 @@ def _repeated(node: Node, table: Value, interleaved: bool) -> Value | None:
     columns = inner.operands[0]
     if inner.op == "Concat" and not all(o is columns for o in inner.operands):
         return None
-    if inner.op not in ("Concat", "Expand") or columns is None or columns.shape is None or columns.shape[-1:] != (1,):
+    if inner.op not in ("Concat", "Expand", "Tile") or columns is None or columns.shape is None or columns.shape[-1:] != (1,):
         return None
     return reshaped(columns, columns.shape[:-1]) if columns.shape[:-1] == source.shape[:-1] else None
 
@@ -343,8 +354,9 @@ def rotary_embedding_in_parts(node: Node) -> Value | None:
     whole = _pair(piece_of(a), piece_of(b), interleaved)
     require(whole is not None, "the parts are no pairs of one value")
     assert whole is not None
-    source = whole[0].source
-    require(piece_of(source) == whole[0], "the pairs are only a part of a value")
+    source = _whole(a, whole[0])
+    require(source is not None, "the pairs are only a part of a value")
+    assert source is not None
     turned = _rotated(whole[0], cos, sin, source, interleaved)
     return reshaped(turned, result.shape, [source]) if interleaved else turned
 
@@ -392,11 +404,11 @@ def partial_rotary_embedding(node: Node) -> Value | None:
     first, last = piece_of(part), piece_of(rest)
     require(first is not None and last is not None and first.source is last.source, "the rest is of another value")
     assert first is not None and last is not None
-    whole = first.source
-    require(
-        first.start == 0 and first.step == last.step == 1 and last.start == first.count, "the parts are not adjacent"
-    )
-    require(known_shape(whole) == node.results[0].shape, "the parts are not the whole")
+    adjacent = first.step == last.step == 1 and last.start == first.start + first.count
+    require(adjacent, "the parts are not adjacent")
+    whole = _whole(rest, first._replace(count=first.count + last.count))
+    require(whole is not None, "the parts are not the whole")
+    assert whole is not None
     attrs = {**inner.attrs, "rotary_embedding_dim": first.count}
     if not on_rows:
         return op.RotaryEmbedding(whole, *inner.operands[1:], **attrs)

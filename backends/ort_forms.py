@@ -29,14 +29,40 @@ _JOINS = frozenset(["Add", "Concat", "Max", "Min", "Sub", "Where"])
 
 def adapt(graph: Graph) -> None:
     """Rewrite the fused operators of ``graph`` in place into forms that ONNX Runtime runs well."""
-    found = [node for node in graph.walk() if node.op == "Attention"]
-    for node in found:
-        if node.operands[0].dtype not in _ATTENTION_TYPES:  # type: ignore[union-attr]
-            decompose(node, {})
-        elif node.operand(3) is not None:
-            edit.set_operand(node, 3, _mask(node))
-    if found:
+    masked = False
+    for node in [n for n in graph.walk() if n.op in _FORMS]:
+        masked |= _FORMS[node.op](node)
+    if masked:
         eliminate(graph, Context())  # all layers have made the same mask
+
+
+def _attention(node: Node) -> bool:
+    """Whether it now has a mask of its own."""
+    if node.operands[0].dtype not in _ATTENTION_TYPES:  # type: ignore[union-attr]
+        decompose(node, {})
+        return False
+    if node.operand(3) is None:
+        return False
+    edit.set_operand(node, 3, _mask(node))
+    return True
+
+
+def _group_normalization(node: Node) -> bool:
+    """As instances: there is no kernel, and the standard's function body computes mean and variance in steps."""
+    x, scale, bias = node.operands
+    groups, shape = node.attrs["num_groups"], x.shape  # type: ignore[union-attr]
+    if x is None or shape is None or x.dtype is not DType.FLOAT:
+        return False
+    ones, zeros = constant(np.ones(groups), x.dtype), constant(np.zeros(groups), x.dtype)
+    grouped = op.Reshape(x, constant([0, groups, -1], DType.INT64))
+    normal = op.InstanceNormalization(grouped, ones, zeros, epsilon=node.attrs.get("epsilon"))
+    restored = op.Reshape(normal, op.Shape(x))
+    channels = constant([-1] + [1] * (len(shape) - 2), DType.INT64)
+    result = op.Add(op.Mul(restored, op.Reshape(scale, channels)), op.Reshape(bias, channels))
+    edit.insert_floating([result], node)
+    edit.replace(node.result, result)
+    edit.erase(node)
+    return False
 
 
 def _mask(node: Node) -> Value:
@@ -87,3 +113,6 @@ def _may_be_lowest(value: Value, depth: int = 0) -> bool:
         first = 1 if node.op == "Where" else 0
         return any(_may_be_lowest(o, depth + 1) for o in node.operands[first:] if o is not None)
     return node.op not in ("MatMul", "Softmax", "Sigmoid")
+
+
+_FORMS = {"Attention": _attention, "GroupNormalization": _group_normalization}

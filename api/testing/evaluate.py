@@ -123,6 +123,8 @@ def evaluate_node(node: Node, operands: Sequence[Any]) -> list[Any]:
             _refuse_undefined(node, operands)
             if node.op in ("MaxPool", "GlobalMaxPool", "AveragePool") and can_pool(node):
                 return [pool(node, operands[0])]
+            if node.op == "GroupNormalization":
+                return [_group_normalization(node, *operands)]
             evaluator = _kernel(node.op, attrs, present, len(node.results))
             feeds = {f"i{i}": o for i, o in enumerate(operands) if o is not None}
             results = _run_kernel(evaluator, feeds)
@@ -234,6 +236,16 @@ class _TensorKey(tuple):  # type: ignore[type-arg]
 
     def __new__(cls, dtype: DType, shape: tuple[int, ...], data: bytes) -> _TensorKey:
         return super().__new__(cls, (dtype, shape, data))
+
+
+def _group_normalization(node: Node, x: Array, scale: Array, bias: Array) -> Array:
+    """The reference has no kernel for it, and the function body in the standard depends on types."""
+    grouped = x.astype(np.float32).reshape(x.shape[0], node.attrs["num_groups"], -1)
+    centred = grouped - grouped.mean(axis=2, keepdims=True)
+    variance = (centred**2).mean(axis=2, keepdims=True)
+    normalized = (centred / np.sqrt(variance + node.attrs.get("epsilon", 1e-5))).reshape(x.shape)
+    channels = (-1,) + (1,) * (x.ndim - 2)
+    return (normalized * scale.reshape(channels) + bias.reshape(channels)).astype(x.dtype)
 
 
 @lru_cache(maxsize=4096)

@@ -1,3 +1,304 @@
-"""Normalizations: LayerNormalization, RMSNormalization, GroupNormalization, InstanceNormalization."""
+"""Normalizations: LayerNormalization, RMSNormalization, InstanceNormalization and GroupNormalization from their parts.
+
+First the normalization itself is found, whatever spells the inverse root, and stated with a scale of ones; then scale
+and bias around it, and the casts to float32 that guard it, go into the operator.
+"""
 
 from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ...ir import Node, Value, constant, op
+from ...ir.types import DType, Shape
+from ..numerics import within
+from ..pattern import const
+from ..rules import require, rule
+from ..simplify.fold_constants import integers
+from ..simplify.reshapes import known_shape
+from .scores import scalar_of
+from .views import reshaped
+
+_ROUNDING = within(rtol=1e-4, atol=1e-5)
+
+_RMS = """
+agraph (float[B,S,8] x, float[8] w) => (float[B,S,8] y) <
+  float two = {2.0}, int64[1] last = {-1}, float eps = {0.00001}
+> {
+  a = Pow (x, two)
+  b = ReduceMean <keepdims = 1> (a, last)
+  c = Add (b, eps)
+  d = Sqrt (c)
+  e = Reciprocal (d)
+  f = Mul (x, e)
+  y = Mul (w, f)
+}
+"""
+_LAYER = """
+agraph (float[B,S,8] x) => (float[B,S,8] y) <int64[1] last = {-1}, float eps = {0.00001}, float two = {2.0}> {
+  m = ReduceMean <keepdims = 1> (x, last)
+  d = Sub (x, m)
+  a = Pow (d, two)
+  b = ReduceMean <keepdims = 1> (a, last)
+  c = Add (b, eps)
+  e = Sqrt (c)
+  y = Div (d, e)
+}
+"""
+_INSTANCE = """
+agraph (float[B,3,S,8] x) => (float[B,3,S,8] y) <int64[2] plane = {2, 3}, float eps = {0.00001}> {
+  m = ReduceMean <keepdims = 1> (x, plane)
+  d = Sub (x, m)
+  a = Mul (d, d)
+  b = ReduceMean <keepdims = 1> (a, plane)
+  c = Add (b, eps)
+  e = Sqrt (c)
+  y = Div (d, e)
+}
+"""
+
+
+class _Mean(NamedTuple):
+    """A mean over the trailing axes from ``axis`` on, in place."""
+
+    operand: Value
+    axis: int
+
+
+def _mean(value: Value | None) -> _Mean | None:
+    node = value.producer if value is not None else None
+    if node is None or node.op != "ReduceMean" or not node.attrs.get("keepdims", 1) or node.operands[0] is None:
+        return None
+    shape, axes = node.operands[0].shape, integers(node.operand(1))
+    if shape is None or not axes:
+        return None
+    positive = sorted(a % len(shape) for a in axes)
+    trailing = positive == list(range(positive[0], len(shape)))
+    return _Mean(node.operands[0], positive[0]) if trailing else None
+
+
+def _squared(value: Value) -> Value | None:
+    """What ``value`` is the square of."""
+    node = value.producer
+    if node is None:
+        return None
+    if node.op == "Mul" and node.operands[0] is node.operands[1]:
+        return node.operands[0]
+    return node.operands[0] if node.op == "Pow" and scalar_of(node.operands[1]) == 2.0 else None
+
+
+def _under_root(value: Value | None) -> tuple[Value, float] | None:
+    """``v, epsilon`` for ``sqrt(v + epsilon)``."""
+    node = value.producer if value is not None else None
+    if node is None or not (node.op == "Sqrt" or (node.op == "Pow" and scalar_of(node.operands[1]) == 0.5)):
+        return None
+    return _shifted(node.operands[0])
+
+
+def _shifted(value: Value | None) -> tuple[Value, float] | None:
+    node = value.producer if value is not None else None
+    if node is None or node.op != "Add":
+        return None
+    for i in (0, 1):
+        epsilon, rest = scalar_of(node.operands[i]), node.operands[1 - i]
+        if epsilon is not None and 0 <= epsilon < 1 and rest is not None:
+            return rest, epsilon
+    return None
+
+
+def _inverse_root(value: Value | None) -> tuple[Value, float] | None:
+    """``v, epsilon`` for ``1 / sqrt(v + epsilon)``."""
+    node = value.producer if value is not None else None
+    if node is None:
+        return None
+    if node.op == "Reciprocal":
+        return _under_root(node.operands[0])
+    if node.op == "Div" and scalar_of(node.operands[0]) == 1.0:
+        return _under_root(node.operands[1])
+    return _shifted(node.operands[0]) if node.op == "Pow" and scalar_of(node.operands[1]) == -0.5 else None
+
+
+@rule("Mul", "Div", numerics=_ROUNDING, examples=[_RMS, _LAYER, _INSTANCE])
+def normalization(node: Node) -> Value | None:
+    """A value, perhaps less its mean, divided by the root of the mean of its squares."""
+    for i in (0, 1) if node.op == "Mul" else (1,):
+        found = _inverse_root(node.operands[i]) if node.op == "Mul" else _under_root(node.operands[1])
+        if found is None:
+            continue
+        centred = node.operands[1 - i]
+        mean = _mean(found[0])
+        if mean is None or centred is None or _squared(mean.operand) is not centred:
+            continue
+        return _normalized(centred, mean.axis, found[1])
+    return None
+
+
+def _normalized(centred: Value, axis: int, epsilon: float) -> Value:
+    sub = centred.producer
+    inner = _mean(sub.operands[1]) if sub is not None and sub.op == "Sub" else None
+    if inner is None or sub is None or inner.operand is not sub.operands[0] or inner.axis != axis:
+        return op.RMSNormalization(
+            centred, _ones(centred, axis), axis=axis - len(known_shape(centred)), epsilon=epsilon
+        )
+    x, shape = inner.operand, known_shape(inner.operand)
+    if axis == 2 and len(shape) > 3 and isinstance(shape[1], int):
+        zeros = constant(np.zeros(shape[1]), x.dtype)
+        return op.InstanceNormalization(x, constant(np.ones(shape[1]), x.dtype), zeros, epsilon=epsilon)
+    return op.LayerNormalization(x, _ones(x, axis), axis=axis - len(shape), epsilon=epsilon)
+
+
+def _ones(value: Value, axis: int) -> Value:
+    sizes = known_shape(value)[axis:]
+    require(all(isinstance(d, int) for d in sizes), "the size of what is normalized is not known")
+    return constant(np.ones(sizes), value.dtype)  # type: ignore[arg-type]
+
+
+# scale and bias
+
+_NORMS = ("LayerNormalization", "RMSNormalization")
+
+
+def _parameters(value: Value, norm: Node) -> Value | None:
+    """``value`` in the shape of the parameters of ``norm``, if it is one number for each of what it normalizes."""
+    scale = norm.operands[1]
+    assert scale is not None
+    wanted, shape = known_shape(scale), value.shape
+    if shape is None or value.dtype is not scale.dtype or shape[len(shape) - len(wanted) :] != wanted:
+        return None
+    lead = shape[: len(shape) - len(wanted)]
+    return reshaped(value, wanted) if len(shape) >= len(wanted) and all(d == 1 for d in lead) else None
+
+
+_SCALED = """
+agraph (float[B,S,8] x, float[8] w) => (float[B,S,8] y) <
+  float[8] ones = {1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0}
+> {
+  a = RMSNormalization (x, ones)
+  y = Mul (a, w)
+}
+"""
+
+
+@rule("Mul", numerics=_ROUNDING, examples=[_SCALED])
+def scale_into_normalization(node: Node) -> Value | None:
+    """A factor per feature after a normalization without one."""
+    for i in (0, 1):
+        value, factor = node.operands[i], node.operands[1 - i]
+        assert value is not None and factor is not None
+        norm = value.producer
+        if norm is None or norm.op not in _NORMS or norm.graph is not node.graph or len(value.users) > 1:
+            continue
+        if scalar_of(norm.operands[1]) != 1.0 or norm.operand(2) is not None or len(norm.results) > 1:
+            continue
+        scale = _parameters(factor, norm)
+        if scale is not None and known_shape(value) == known_shape(node.result):
+            return getattr(op, norm.op)(norm.operands[0], scale, **norm.attrs)
+    return None
+
+
+_BIASED = """
+agraph (float[B,S,8] x, float[8] w, float[8] b) => (float[B,S,8] y) {
+  a = LayerNormalization (x, w)
+  y = Add (a, b)
+}
+"""
+
+
+@rule("Add", numerics=_ROUNDING, examples=[_BIASED])
+def bias_into_layer_normalization(node: Node) -> Value | None:
+    """An addend per feature after a LayerNormalization without one."""
+    for i in (0, 1):
+        value, addend = node.operands[i], node.operands[1 - i]
+        assert value is not None and addend is not None
+        norm = value.producer
+        if norm is None or norm.op != "LayerNormalization" or norm.graph is not node.graph or len(value.users) > 1:
+            continue
+        bias = _parameters(addend, norm) if norm.operand(2) is None and len(norm.results) == 1 else None
+        if bias is not None and known_shape(value) == known_shape(node.result):
+            return op.LayerNormalization(norm.operands[0], norm.operands[1], bias, **norm.attrs)
+    return None
+
+
+_HALF = """
+agraph (float16[B,S,8] x) => (float16[B,S,8] y) <
+  float[8] ones = {1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0}
+> {
+  wide = Cast <to = 1> (x)
+  a = RMSNormalization (wide, ones)
+  y = Cast <to = 10> (a)
+}
+"""
+
+
+@rule("Cast", numerics=within(rtol=2e-3, atol=1e-5), examples=[_HALF])
+def normalization_in_half(node: Node) -> Value | None:
+    """Casts to float32 and back around a normalization without parameters: it computes in float32 by itself."""
+    value = node.operands[0]
+    norm = value.producer if value is not None else None
+    if norm is None or value is None or norm.op not in _NORMS or norm.graph is not node.graph or len(value.users) > 1:
+        return None
+    widened = norm.operands[0].producer if norm.operands[0] is not None else None
+    if widened is None or widened.op != "Cast" or value.dtype is not DType.FLOAT or len(norm.results) > 1:
+        return None
+    x = widened.operands[0]
+    assert x is not None
+    if x.dtype is not node.result.dtype or x.dtype not in (DType.FLOAT16, DType.BFLOAT16):
+        return None
+    if scalar_of(norm.operands[1]) != 1.0 or norm.operand(2) is not None:
+        return None
+    ones = constant(np.ones(known_shape(norm.operands[1])), x.dtype)  # type: ignore[arg-type]
+    return getattr(op, norm.op)(x, ones, **{**norm.attrs, "stash_type": 1})
+
+
+# channels
+
+_GROUPS = """
+agraph (float[B,4,H,8] x) => (float[B,4,H,8] y) <
+  int64[3] grouped = {0, 2, -1}, float[2] ones = {1.0, 1.0}, float[2] zeros = {0.0, 0.0},
+  float[4,1,1] w = {1.0, 2.0, 3.0, 4.0}, float[4,1,1] b = {0.5, 0.25, 0.75, 1.5}
+> {
+  g = Reshape (x, grouped)
+  n = InstanceNormalization (g, ones, zeros)
+  s = Shape (x)
+  r = Reshape (n, s)
+  a = Mul (r, w)
+  y = Add (a, b)
+}
+"""
+
+
+@rule(
+    lambda x, shape, target, y, z, epsilon, one=const, zero=const, w=const, b=const: op.Add(
+        op.Reshape(
+            op.InstanceNormalization(op.Reshape(x, shape, allowzero=y), one, zero, epsilon=epsilon), target, allowzero=z
+        )
+        * w,
+        b,
+    ),
+    numerics=_ROUNDING,
+    examples=[_GROUPS],
+)
+def group_normalization(x, one, zero, w, b, epsilon, match):
+    """Groups of channels normalized as instances, and scaled per channel."""
+    shape, groups = known_shape(x), one.const.size
+    require(scalar_of(one) == 1.0 and scalar_of(zero) == 0.0, "the groups are scaled")
+    require(len(shape) > 2 and match.root.result.shape == shape, "the result has another shape")
+    grouped = known_shape(_grouped(match))
+    require(len(grouped) == 3 and grouped[0] == shape[0], "the batch is grouped, too")
+    channels = shape[1]
+    require(isinstance(channels, int) and channels % groups == 0, "the channels are no multiple of the groups")
+    scale, bias = (_per_channel(v, channels, len(shape)) for v in (w, b))
+    return op.GroupNormalization(x, scale, bias, num_groups=groups, epsilon=epsilon)
+
+
+def _grouped(match) -> Value:
+    return next(n for n in match.nodes if n.op == "InstanceNormalization").operands[0]
+
+
+def _per_channel(value: Value, channels: int, rank: int) -> Value:
+    shape: Shape = known_shape(value)
+    padded = (1,) * (rank - len(shape)) + shape
+    require(len(padded) == rank, "the constant has more dimensions")
+    require(all(d == 1 for i, d in enumerate(padded) if i != 1) and padded[1] == channels, "not one number per channel")
+    return op.Reshape(value, constant([channels], DType.INT64))

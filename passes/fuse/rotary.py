@@ -139,7 +139,12 @@ def _repeated(node: Node, table: Value, interleaved: bool) -> Value | None:
     columns = inner.operands[0]
     if inner.op == "Concat" and not all(o is columns for o in inner.operands):
         return None
-    if inner.op not in ("Concat", "Expand", "Tile") or columns is None or columns.shape is None or columns.shape[-1:] != (1,):
+    if (
+        inner.op not in ("Concat", "Expand", "Tile")
+        or columns is None
+        or columns.shape is None
+        or columns.shape[-1:] != (1,)
+    ):
         return None
     return reshaped(columns, columns.shape[:-1]) if columns.shape[:-1] == source.shape[:-1] else None
 

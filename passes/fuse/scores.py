@@ -57,6 +57,7 @@ class Logits:
         bias: broadcasts to the scores in the current view, or None.
         lead: the leading dimensions of the current view.
         leads: those of all views, first that of the product.
+        zeroed: the matrix of zeros and ones by which the scores were multiplied, until what masks the zeros is added.
     """
 
     lead: Shape
@@ -65,6 +66,7 @@ class Logits:
     softcap: float = 0.0
     bias: Value | None = None
     leads: list[Shape] = field(default_factory=list)
+    zeroed: Value | None = None
 
 
 def scalar_of(value: Value | None) -> float | None:
@@ -157,6 +159,7 @@ def replay(steps: list[Step], product: Node, dtype: DType) -> Logits:
             _STEPS[step.node.op](logits, step)
         except NoMatch as miss:
             raise NoMatch(str(miss), miss.at or step.node, count + 1) from None
+    require(logits.zeroed is None, "the scores are multiplied by another matrix", product, len(steps) + 1)
     if logits.bias is not None and logits.bias.dtype is not dtype:
         logits.bias = op.Cast(logits.bias, to=dtype)
     return logits
@@ -184,12 +187,43 @@ def _multiply(logits: Logits, step: Step) -> None:
             number = 1.0 / number
     if number is not None and np.isfinite(number):
         _scale(logits, number)
+    elif step.node.op == "Mul" and logits.bias is None and logits.zeroed is None and _is_zero_or_one(factor):
+        logits.zeroed = factor
     else:
         require(not logits.softcap, "the capped scores are scaled by a tensor")
         require(not factor.rank or known_shape(factor)[-1] == 1, "the scores are multiplied by another matrix")
         logits.factors.append((factor, logits.lead))
     if logits.bias is not None:
         logits.bias = getattr(op, step.node.op)(logits.bias, step.other())
+
+
+def _is_zero_or_one(value: Value, depth: int = 0) -> bool:
+    """Whether all elements are 0 or 1."""
+    if value.const is not None:
+        return value.const.is_cheap and bool(np.isin(value.const.numpy(), (0, 1)).all())
+    node = value.producer
+    if node is None or node.operands[0] is None or depth > _DEPTH:
+        return False
+    if node.op == "Cast" and node.operands[0].dtype is DType.BOOL:
+        return True
+    moves = ("Cast", "Expand", "Gather", "Slice", "Transpose", *RESHAPING)
+    return node.op in moves and _is_zero_or_one(node.operands[0], depth + 1)
+
+
+def _masks_zeros(term: Value, mask: Value) -> bool:
+    """Whether ``term`` is a masking number where ``mask`` is 0, and 0 where it is 1."""
+    if term.const is not None and mask.const is not None:
+        bias, keep = np.broadcast_arrays(term.const.numpy(), mask.const.numpy())
+        return bool((bias[keep == 0] <= _MASKING).all() and (bias[keep == 1] == 0).all())
+    node = term.producer
+    if node is None or node.op != "Mul":
+        return False
+    for i in (0, 1):
+        number, rest = scalar_of(node.operands[i]), node.operands[1 - i]
+        inner = rest.producer if rest is not None else None
+        if number is not None and number <= _MASKING and inner is not None and inner.op == "Sub":
+            return scalar_of(inner.operands[0]) == 1.0 and inner.operands[1] is mask
+    return False
 
 
 def _scale(logits: Logits, number: float) -> None:
@@ -209,6 +243,9 @@ def _add(logits: Logits, step: Step) -> None:
     term = step.other()
     if step.node.op == "Sub":
         term = op.Neg(term)
+    if logits.zeroed is not None:
+        require(_masks_zeros(term, logits.zeroed), "the scores are multiplied by another matrix")
+        logits.zeroed = None
     logits.bias = term if logits.bias is None else op.Add(logits.bias, term)
 
 

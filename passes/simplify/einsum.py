@@ -12,7 +12,7 @@ from .transposes import transpose
 
 @rule("Einsum", numerics=within(rtol=1e-5))
 def einsum_as_matmul(node: Node) -> Value | None:
-    """Letters in both operands number the matrices (if in the result, too) or are summed over; the others are rows and columns."""
+    """Letters in both operands number matrices, or are summed over; the others are rows and columns."""
     left, arrow, result = node.attrs["equation"].replace(" ", "").partition("->")
     terms = left.split(",")
     require(arrow and "." not in left + result, "the equation is implicit, or has an ellipsis")
@@ -32,13 +32,15 @@ def einsum_as_matmul(node: Node) -> Value | None:
     sizes = _sizes(node, terms)
     if sizes is None:
         return None
-    x = _matrices(node.operands[0], a, [batch, rows, summed], sizes)
+    lead, rows = rows[:-1], rows[-1:]  # further rows number matrices that the other operand has only one of
+    x = _matrices(node.operands[0], a, [lead + batch, rows, summed], sizes)
     y = _matrices(node.operands[1], b, [batch, summed, columns], sizes)
-    product_ = op.MatMul(x, y)
-    order = batch + rows + columns
-    unmerged = reshape_to(product_, tuple(sizes[c] for c in order)) if len(rows) != 1 or len(columns) != 1 else product_
-    require(unmerged is not None, "the sizes of merged dimensions are not known")
-    return transpose(unmerged, tuple(order.index(c) for c in result))
+    order = lead + batch + rows + columns
+    result_ = op.MatMul(x, y)
+    if len(rows) != 1 or len(columns) != 1:
+        result_ = reshape_to(result_, tuple(sizes[c] for c in order))
+    require(result_ is not None, "the sizes of merged dimensions are not known")
+    return transpose(result_, tuple(order.index(c) for c in result))
 
 
 def _sizes(node: Node, terms: list[str]) -> dict[str, Dim] | None:

@@ -141,6 +141,8 @@ class _Job:
 
     def plain(self, keep: bool, data: Data | None) -> Result:
         """Optimize without running anything."""
+        from planish.backends.base import backend
+
         if data is not None:
             from planish.data import bind_sizes, read_samples
 
@@ -149,7 +151,7 @@ class _Job:
         graph = _clone(self.original) if keep else self.original
         ctx = self._context()
         self.pipeline.run(graph, ctx)
-        return Result(graph, self._report(_Attempt(graph, ctx, None), before))
+        return Result(graph, self._report(_Attempt(graph, ctx, None), before), backend(self.target))
 
     def checked(self, model: Model, mode: Mode, measure: bool, data: Data | None) -> Result:
         """Optimize; verify and measure as asked."""

@@ -134,7 +134,10 @@ class PatternRule(Rule):
 
 
 class NodeRule(Rule):
-    """A rule whose function looks at a node by itself."""
+    """A rule whose function looks at a node by itself.
+
+    It returns what replaces the node's results, or a dictionary with that for each of several nodes.
+    """
 
     def __init__(self, ops: Iterable[str], function: Callable[..., Any], numerics: Numerics, examples: tuple[str, ...]):
         super().__init__(function, numerics, examples)
@@ -148,6 +151,8 @@ class NodeRule(Rule):
                 at = getattr(reason, "at", None)
                 explain.reached = (max(1, getattr(reason, "matched", 0)), str(reason), at or node)
             return None
+        if isinstance(result, dict):  # by root
+            return Replacement(self, list(result), [_per_result(root, values) for root, values in result.items()])
         return None if result is None else Replacement(self, [node], [_per_result(node, result)])
 
 

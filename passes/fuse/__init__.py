@@ -11,11 +11,11 @@ from ..numerics import Within
 from ..rewrite import RuleIndex, rewrite
 from ..rules import Rule
 from ..simplify import reshapes, rules_in, transposes
-from . import activations, attention, heads, normalizations, projections, rotary
+from . import activations, attention, heads, normalizations, rotary
 
 __all__ = ["Fuse", "fuse_rules"]
 
-_SUBJECTS = (normalizations, activations, rotary, attention, heads, projections)
+_SUBJECTS = (normalizations, activations, rotary, attention, heads)
 _TIDYING = (reshapes, transposes)  # what fusion leaves between operators cancels at once
 
 
@@ -27,7 +27,7 @@ def fuse_rules() -> tuple[Rule, ...]:
 
 @dataclass(frozen=True)
 class Fuse(Pass):
-    """Find attention, normalizations, activations and rotary embeddings however they are spelled; merge projections."""
+    """Find attention, normalizations, activations and rotary embeddings however they are spelled."""
 
     numerics = Within()
 

@@ -284,7 +284,7 @@ def cases() -> dict[str, Callable[[], Case]]:
     for how in ("chunk", "unbind", "index", "split"):
         found[f"packed-{how}"] = lambda how=how: (Packed(how), dict(x), {"x": DYNAMIC})
     past = torch.randn(B, H, 5, D)
-    cached = {"x": x["x"][:, :3], "past_k": past, "past_v": past.flip(0)}
+    cached = {"x": x["x"][:, :3].contiguous(), "past_k": past, "past_v": past.flip(0)}
     axes = {"x": {0: "batch"}, "past_k": {0: "batch", 2: "past"}, "past_v": {0: "batch", 2: "past"}}
     mha = lambda: nn.MultiheadAttention(E, H, batch_first=True)  # noqa: E731
     layer = lambda cls: cls(E, H, 2 * E, batch_first=True, dropout=0.0)  # noqa: E731

@@ -385,10 +385,10 @@ def with_cache(module: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]
             return (result[0], *kept)
 
     arrays = {
-        "input_ids": inputs["input_ids"][:, past : past + new],
-        "attention_mask": inputs["attention_mask"][:, : past + new],
+        "input_ids": inputs["input_ids"][:, past : past + new].contiguous(),
+        "attention_mask": inputs["attention_mask"][:, : past + new].contiguous(),
     }
-    flat = {f"past_{i}": t for i, t in enumerate(t for pair in layers for t in pair)}
+    flat = {f"past_{i}": t.contiguous() for i, t in enumerate(t for pair in layers for t in pair)}
     axes: dict[str, Any] = {"input_ids": {0: "batch", 1: "new"}, "attention_mask": {0: "batch", 1: "total"}}
     return Decoder().eval(), {**arrays, **flat}, {**axes, **{n: {0: "batch", 2: "past"} for n in flat}}
 
@@ -418,7 +418,7 @@ def count_sites(call: Any) -> int:
             tensor = result[0] if isinstance(result, tuple | list) and result else result
             if "scaled_dot_product" in name:
                 self.sites += 1
-            elif "softmax" in name and isinstance(tensor, torch.Tensor) and tensor.shape[-1] > 1:
+            elif "softmax" in name and args[1] in (-1, args[0].dim() - 1):
                 self.weights[id(tensor)] = tensor
             elif any(isinstance(a, torch.Tensor) and id(a) in self.weights for a in args):
                 if ("mm" in name) and id(args[0]) in self.weights:
@@ -488,6 +488,7 @@ def _export_torchscript(
     module: Any, inputs: dict[str, Any], axes: Any, folder: Path, opset: int, positional: bool
 ) -> None:
     import torch
+    from torch.utils._pytree import tree_leaves
 
     class Flat(torch.nn.Module):
         def __init__(self) -> None:
@@ -500,8 +501,7 @@ def _export_torchscript(
                 if positional
                 else self.inner(**dict(zip(inputs, args, strict=True)), return_dict=True)
             )
-            values = result.values() if hasattr(result, "values") and not isinstance(result, torch.Tensor) else result
-            return values if isinstance(values, torch.Tensor) else [v for v in values if isinstance(v, torch.Tensor)]
+            return [t for t in tree_leaves(result) if isinstance(t, torch.Tensor)]
 
     torch.onnx.export(
         Flat(),

@@ -23,6 +23,58 @@ _ROUNDING = within(rtol=1e-4)
 _SEARCH = 8  # operators between softmax and values
 _ATTENTION_TYPES = (DType.FLOAT, DType.FLOAT16, DType.BFLOAT16, DType.DOUBLE)
 
+_MASKED = """
+agraph (float[B,2,S,4] q, float[B,2,T,4] k, float[B,2,T,3] v, bool[B,1,1,T] keep, float[2,S,T] bias) =>
+  (float[B,2,S,3] y) <float scale = {2.0}, float low = {-3.4028235e38}>
+{
+  t = Transpose <perm = [0, 1, 3, 2]> (k)
+  a = MatMul (q, t)
+  b = Div (a, scale)
+  c = Add (b, bias)
+  d = Where (keep, c, low)
+  w = Softmax <axis = -1> (d)
+  y = MatMul (w, v)
+}
+"""
+_FLAT = """
+agraph (float[3,2,S,4] q, float[3,2,T,4] k, float[3,2,T,4] v, float[3,1,S,T] mask) => (float[3,2,S,4] y) <
+  float half = {0.5}, float cap = {5.0}, float inverse = {0.2},
+  int64[3] three = {6, -1, 4}, int64[3] turned = {6, 4, -1}
+> {
+  x = Mul (q, half)
+  qs = Reshape (x, three)
+  kt = Transpose <perm = [0, 1, 3, 2]> (k)
+  ks = Reshape (kt, turned)
+  vs = Reshape (v, three)
+  r = MatMul (qs, ks)
+  a = Mul (r, inverse)
+  b = Tanh (a)
+  c = Mul (b, cap)
+  sizes = Shape <start = 2> (mask)
+  heads = Constant <value_ints = [3, 2]> ()
+  shape = Concat <axis = 0> (heads, sizes)
+  e = Reshape (c, shape)
+  f = Add (mask, e)
+  w = Softmax (f)
+  n = IsNaN (w)
+  zero = Constant <value_float = 0.0> ()
+  g = Where (n, zero, w)
+  six = Constant <value_ints = [6]> ()
+  flat = Concat <axis = 0> (six, sizes)
+  p = Reshape (g, flat)
+  o = MatMul (p, vs)
+  back = Constant <value_ints = [3, 2, -1, 4]> ()
+  y = Reshape (o, back)
+}
+"""
+_SHARED = """
+agraph (float[B,2,3,S,4] q, float[B,2,1,4,T] k, float[B,2,1,T,4] v) => (float[B,2,3,S,4] y) {
+  a = MatMul (q, k)
+  w = Softmax (a)
+  y = MatMul (w, v)
+}
+"""
+
 
 @dataclass
 class _Weights:
@@ -76,7 +128,7 @@ def _guarded(node: Node) -> Value | None:
     return None
 
 
-@rule("MatMul", numerics=_ROUNDING)
+@rule("MatMul", numerics=_ROUNDING, examples=[_MASKED, _FLAT, _SHARED])
 def attention(node: Node) -> Value | None:
     """A product, scaled, biased and masked, its softmax, and another product: attention."""
     assert node.operands[0] is not None and node.operands[1] is not None

@@ -7,6 +7,7 @@ import numpy as np
 from ...ir import Node, Value, op
 from ...ir.dims import Dim
 from ...ir.types import Shape
+from ..numerics import within
 from ..rules import require, rule
 from ..simplify.fold_constants import integers
 from ..simplify.reshapes import RESHAPING, known_shape
@@ -16,7 +17,30 @@ from .views import reshaped
 _HEADS_FIRST = (0, 2, 1, 3)
 
 
-@rule("Attention")
+_REPEATED = """
+agraph (float[B,4,S,8] q, float[B,2,T,8] k, float[B,2,T,8] v) => (float[B,4,S,8] y) <
+  int64[1] two = {2}, int64[5] twice = {1, 1, 2, 1, 1}, int64[4] merged = {0, 4, -1, 8}, int64[4] index = {0, 0, 1, 1}
+> {
+  a = Unsqueeze (k, two)
+  b = Expand (a, twice)
+  c = Reshape (b, merged)
+  d = Gather <axis = 1> (v, index)
+  y = Attention (q, c, d)
+}
+"""
+_SINGLE = """
+agraph (float[B,4,S,8] q, float[B,T,1,8] k, float[B,1,T,8] v, bool[S,T] mask) => (float[B,4,S,8] y) <
+  int64[4] rows = {1, 1, 4, 1}, int64[4] heads = {1, 4, 1, 1}
+> {
+  a = Tile (k, rows)
+  b = Transpose <perm = [0, 2, 1, 3]> (a)
+  c = Expand (v, heads)
+  y = Attention (q, b, c, mask)
+}
+"""
+
+
+@rule("Attention", examples=[_REPEATED, _SINGLE])
 def shared_heads(node: Node) -> Value | None:
     """Keys and values that are repeated for several heads of queries: Attention repeats them itself."""
     if node.operands[0].rank != 4 or len(node.results) > 1 or len(node.operands) > 4:
@@ -88,7 +112,24 @@ def _repeats(index: Value | None, size: Dim) -> bool:
     )
 
 
-@rule("Attention")
+_ROWS = """
+agraph (float[B,S,4,8] q, float[B,T,16] k, float[B,T,2,12] v, float[B,S,4] cos, float[B,S,4] sin) => (float[B,S,32] y) <
+  int64[4] split = {0, 0, 2, 8}, int64[3] merged = {0, 0, 32}, int64[2] parts = {8, 4}
+> {
+  q4 = Transpose <perm = [0, 2, 1, 3]> (q)
+  qr = RotaryEmbedding (q4, cos, sin)
+  k3 = Reshape (k, split)
+  k4 = Transpose <perm = [0, 2, 1, 3]> (k3)
+  v4 = Transpose <perm = [0, 2, 1, 3]> (v)
+  a, b = Split <axis = -1> (v4, parts)
+  o = Attention (qr, k4, a)
+  t = Transpose <perm = [0, 2, 1, 3]> (o)
+  y = Reshape (t, merged)
+}
+"""
+
+
+@rule("Attention", numerics=within(rtol=1e-5), examples=[_ROWS])
 def attention_on_rows(node: Node) -> Value | None:
     """Queries, keys and values whose heads are split and moved to the front: Attention reads the rows as they were."""
     if node.operands[0].rank != 4 or len(node.results) > 1 or len(node.operands) > 4:

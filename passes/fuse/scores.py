@@ -161,8 +161,16 @@ def replay(steps: list[Step], product: Node, dtype: DType) -> Logits:
             raise NoMatch(str(miss), miss.at or step.node, count + 1) from None
     require(logits.zeroed is None, "the scores are multiplied by another matrix", product, len(steps) + 1)
     if logits.bias is not None and logits.bias.dtype is not dtype:
-        logits.bias = op.Cast(logits.bias, to=dtype)
+        logits.bias = _narrowed(logits.bias, dtype)
     return logits
+
+
+def _narrowed(bias: Value, dtype: DType) -> Value:
+    """``bias`` in another type; large numbers must not become infinite, which would mask a row as a whole."""
+    if bias.dtype.is_floating and finfo(bias.dtype.numpy).max > finfo(dtype.numpy).max:
+        limit = constant(0.9 * float(finfo(dtype.numpy).min), bias.dtype)
+        bias = op.Where(op.IsInf(bias), bias, op.Max(bias, limit))
+    return op.Cast(bias, to=dtype)
 
 
 def _pass(logits: Logits, step: Step) -> None:

@@ -7,13 +7,16 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from types import FunctionType
 
 from planish.ir import Graph
 from planish.ir.errors import PlanishError
 from planish.passes import Pass
+from planish.passes.rules import Rule
 
 __all__ = ["Expectation", "Outcome", "check", "parse"]
 
+_SHOWN = 10  # kinds of misses
 _COMPARISONS: dict[str, Callable[[int, int], bool]] = {
     ">=": operator.ge,
     "<=": operator.le,
@@ -38,11 +41,12 @@ class Expectation:
 
 @dataclass(frozen=True)
 class Outcome:
-    """An expectation, what was there, and whether it holds."""
+    """An expectation, what was there, whether it holds, and if that is too little, where more nearly was."""
 
     expectation: str
     actual: int
     holds: bool
+    misses: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.expectation}: {'yes' if self.holds else 'NO'}, there are {self.actual}"
@@ -72,15 +76,32 @@ def check(expectations: Iterable[Expectation], graph: Graph, fired: Counter[str]
     for expectation in expectations:
         actual = _count(expectation.name, ops, fired, pipeline)
         holds = _COMPARISONS[expectation.comparison](actual, expectation.number)
-        outcomes.append(Outcome(str(expectation), actual, holds))
+        misses = () if holds or actual > expectation.number else _misses(expectation.name, graph, pipeline)
+        outcomes.append(Outcome(str(expectation), actual, holds, misses))
     return outcomes
 
 
+def _misses(name: str, graph: Graph, pipeline: Pass) -> tuple[str, ...]:
+    """Where the rule called ``name``, or those whose module makes operators of that name, nearly matched."""
+    from planish.passes.observers.explain import grouped, near_misses, rules_of
+
+    rules = [r for r in rules_of(pipeline) if r.name == name or _makes(r, name)]
+    misses = [m for m in near_misses(graph, rules) if m.is_close]
+    return tuple(f"{miss}" + (f" ({times} times)" if times > 1 else "") for miss, times in grouped(misses)[:_SHOWN])
+
+
+def _makes(rule: Rule, op: str) -> bool:
+    """Whether the module of ``rule`` builds nodes of operator ``op``."""
+    functions = [f for f in rule.function.__globals__.values() if isinstance(f, FunctionType)]
+    own = [f for f in (rule.function, *functions) if f.__module__ == rule.function.__module__]
+    return any(op.lower() in (n.lower() for n in f.__code__.co_names) for f in own)
+
+
 def _count(name: str, ops: Counter[str], fired: Counter[str], pipeline: Pass) -> int:
-    if name in fired:
-        return fired[name]
     if name.lower() in ops:
         return ops[name.lower()]
+    if name in fired:
+        return fired[name]
     if not _exists(name, pipeline):
         raise PlanishError(f"expectation: {name!r} is neither an operator nor a rule of the pipeline")
     return 0

@@ -97,6 +97,9 @@ def command(
         click.echo(f"{model} -> {output}: {result.report.pipeline} for {target}\n\n{result.report}")
     if not result.report.ok:
         click.echo(f"planish: {result.report.failure}; {output} was not written", err=True)
+        for outcome in result.report.expectations:
+            for miss in outcome.misses:
+                click.echo(f"  {miss}", err=True)
         raise click.exceptions.Exit(1)
 
 

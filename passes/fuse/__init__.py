@@ -10,13 +10,13 @@ from ..base import Context, Pass
 from ..numerics import Within
 from ..rewrite import RuleIndex, rewrite
 from ..rules import Rule
-from ..simplify import reshapes, rules_in, transposes
+from ..simplify import einsum, reshapes, rules_in, transposes
 from . import activations, attention, heads, normalizations, rotary
 
 __all__ = ["Fuse", "fuse_rules"]
 
 _SUBJECTS = (normalizations, activations, rotary, attention, heads)
-_TIDYING = (reshapes, transposes)  # what fusion leaves between operators cancels at once
+_TIDYING = (reshapes, transposes, einsum)  # what stands between operators, or between them and their plain form
 
 
 @cache
@@ -37,4 +37,5 @@ class Fuse(Pass):
         return fuse_rules()
 
     def run(self, graph: Graph, ctx: Context) -> None:
-        rewrite(graph, RuleIndex([*fuse_rules(), *(r for module in _TIDYING for r in rules_in(module))]), ctx)
+        tidying = [r for module in _TIDYING for r in rules_in(module)]
+        rewrite(graph, RuleIndex([*fuse_rules(), *tidying]), ctx)

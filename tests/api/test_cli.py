@@ -252,11 +252,11 @@ def test_the_help_loads_nothing_heavy():
     assert loaded & {"numpy", "onnx", "onnxruntime", "torch", "rich", "importlib.metadata"} == set()
 
 
-def test_the_fast_path_loads_no_runtime(model, tmp_path):
+def test_the_fast_path_loads_little(model, tmp_path):
     loaded = modules_after("optimize", model, "-o", str(tmp_path / "out.onnx"), "--verify", "off", "--no-measure")
     assert "numpy" in loaded
+    assert "onnxruntime" in loaded  # it says what it can run
     heavy = {
-        "onnxruntime",
         "torch",
         "rich",
         "onnx.reference",

@@ -151,6 +151,7 @@ _SCHEMES: tuple[tuple[int, ...], ...] = (
     (1, 224, 224),
     (1, 1, 1),
 )
+_MOST_SUMS = 30
 _MOVES = frozenset(
     ["Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose", "Expand", "Slice", "Concat"]
 )
@@ -164,16 +165,28 @@ def synthesize(graph: Graph, seed: int = 0) -> Iterator[Sample]:
     inputs = [v for v in graph.inputs if v.default is None]
     if not all(isinstance(v.type, TensorType) and v.type.dtype and v.type.shape is not None for v in inputs):
         return
-    symbols = _symbols(inputs)
     bounds = {v.name: _index_bound(v) for v in inputs if v.dtype.is_integer}
     tried = []
-    for scheme in _SCHEMES:
-        sizes = dict(zip(symbols, itertools.chain(scheme, itertools.repeat(scheme[-1])), strict=False))
+    for sizes in _sizes(_symbols(inputs)):
         if sizes in tried:
             continue
         tried.append(sizes)
         rng = np.random.default_rng(seed)
         yield {v.name: _values(v, sizes, bounds.get(v.name), rng) for v in inputs}
+
+
+def _sizes(symbols: list[str]) -> Iterator[dict[str, int]]:
+    """Sizes for ``symbols``: each scheme, and behind the first those in which one is the sum of two others.
+
+    So it is where keys and values of earlier positions come in: past and new positions are those under the mask.
+    """
+    for number, scheme in enumerate(_SCHEMES):
+        sizes = dict(zip(symbols, itertools.chain(scheme, itertools.repeat(scheme[-1])), strict=False))
+        yield sizes
+        if number == 0:
+            triples = ((a, b, c) for a in symbols for b, c in itertools.combinations(symbols, 2) if a not in (b, c))
+            for a, b, c in itertools.islice(triples, _MOST_SUMS):
+                yield {**sizes, a: sizes[b] + sizes[c]}
 
 
 def _symbols(inputs: list[Value]) -> list[str]:

@@ -174,13 +174,13 @@ def _fits(old: Value, new: Value, root: Node) -> str | None:
     """
     if not compatible(old.type, new.type):
         return f"the right side is {new.type}, not {old.type}"
-    if (new.producer is None or new.producer.graph is not None) and not edit.dominates(new, root):
+    if not _floats(new) and not edit.dominates(new, root):
         return f"%{new.name} is defined only after {root.op}"
     a, b = old.type, new.type
     if not isinstance(a, TensorType) or not isinstance(b, TensorType):
         return None
     broadcasts = root.op in _BROADCASTING
-    if new.producer is not None and new.producer.graph is None:
+    if _floats(new):
         fits = not broadcasts or a.shape is None or b.shape is None or all(map(_may_equal, a.shape, b.shape))
     elif a.dtype != b.dtype and a.dtype:
         return f"the right side is {b}, not {a}"
@@ -208,23 +208,34 @@ def _refines(old: TensorType, new: TensorType, root: Node) -> bool:
 
 
 def _place(replacement: Replacement) -> Node | None:
-    """The node before which the new nodes go: the first root, unless an operand of theirs is defined only later."""
-    place = replacement.roots[0]
-    if len(replacement.roots) == 1:
-        return place
-    for root in replacement.roots[1:]:
-        if edit.is_before(root, place):
-            place = root
+    """The node before which the new nodes go: the first root behind all their operands; None if that is too late.
+
+    It is too late where what uses another root's results stands before it.
+    """
+    roots = replacement.roots
+    if len(roots) == 1:
+        return roots[0]
+    if any(root.graph is not roots[0].graph for root in roots):
+        return None
     new = edit.floating([v for values in replacement.values for v in values if v is not None])
-    for node in new:
-        for operand in node.operands:
-            if (
-                operand is not None
-                and (operand.producer is None or operand.producer.graph is not None)
-                and not edit.dominates(operand, place)
-            ):
-                return None
-    return place
+    operands = {o for node in new for o in node.operands if o is not None and not _floats(o)}
+    for place in sorted(roots, key=lambda root: root.order):
+        if all(edit.dominates(o, place) for o in operands):
+            users = (u for root in roots for r in root.results for u in r.users if u not in roots)
+            return place if not any(_is_before(u, place) for u in users) else None
+    return None
+
+
+def _floats(value: Value) -> bool:
+    return value.producer is not None and value.producer.graph is None
+
+
+def _is_before(user: Node, place: Node) -> bool:
+    """Whether ``user``, or the node in whose nested graph it is, stands before ``place``."""
+    outer: Node | None = user
+    while outer is not None and outer.graph is not place.graph:
+        outer = outer.graph.parent if outer.graph is not None else None
+    return outer is not None and edit.is_before(outer, place)
 
 
 def apply(replacement: Replacement) -> list[Node] | str:
@@ -244,7 +255,7 @@ def apply(replacement: Replacement) -> list[Node] | str:
         return "nothing changes"
     place = _place(replacement)
     if place is None:
-        return "an operand is defined after the first root"
+        return "an operand is defined only after a use of what is replaced"
     root = replacement.roots[0]
     nodes = edit.insert_floating([new for _, new in pairs], place)
     for node in nodes:
@@ -255,10 +266,18 @@ def apply(replacement: Replacement) -> list[Node] | str:
             node.name = root.name
     for old, new in pairs:
         edit.replace(old, new)
-    for old_root in replacement.roots:
-        if is_dead(old_root):
-            edit.erase(old_root)
+    _erase_dead(replacement.roots)
     return nodes
+
+
+def _erase_dead(nodes: Iterable[Node]) -> None:
+    """Erase those of ``nodes`` that are dead, and what was there for them alone: no rule should see it as a use."""
+    stack = list(nodes)
+    while stack:
+        node = stack.pop()
+        if node.graph is not None and node is not node.graph.ret and is_dead(node):
+            edit.erase(node)
+            stack += [o.producer for o in node.operands if o is not None and o.producer is not None]
 
 
 def rewrite(graph: Graph, rules: RuleIndex | Sequence[Rule], ctx: Context, seeds: Iterable[Node] | None = None) -> int:

@@ -79,6 +79,8 @@ def _ungrouped(value: Value, axis: int) -> Value | None:
         return source if source.shape[axis] == 1 and same and shape[axis] != 1 else None
     if node.op not in RESHAPING:
         return None
+    while source.producer is not None and source.producer.op in RESHAPING and source.producer.operands[0] is not None:
+        source = source.producer.operands[0]
     return _before_stack(source, value, axis)
 
 
@@ -129,10 +131,25 @@ agraph (float[B,S,4,8] q, float[B,T,16] k, float[B,T,2,12] v, float[B,S,4] cos, 
 """
 
 
-@rule("Attention", numerics=within(rtol=1e-5), examples=[_ROWS])
-def attention_on_rows(node: Node) -> Value | None:
+_CACHED_ROWS = """
+agraph (float[B,S,16] q, float[B,S,16] k, float[B,S,16] v, float[B,2,P,8] pk, float[B,2,P,8] pv) =>
+  (float[B,2,S,8] y, float[B,2,T,8] keys, float[B,2,T,8] values) <int64[4] split = {0, 0, 2, 8}>
+{
+  q3 = Reshape (q, split)
+  q4 = Transpose <perm = [0, 2, 1, 3]> (q3)
+  k3 = Reshape (k, split)
+  k4 = Transpose <perm = [0, 2, 1, 3]> (k3)
+  v3 = Reshape (v, split)
+  v4 = Transpose <perm = [0, 2, 1, 3]> (v3)
+  y, keys, values = Attention (q4, k4, v4, , pk, pv)
+}
+"""
+
+
+@rule("Attention", numerics=within(rtol=1e-5), examples=[_ROWS, _CACHED_ROWS])
+def attention_on_rows(node: Node) -> Value | tuple[Value, ...] | None:
     """Queries, keys and values whose heads are split and moved to the front: Attention reads the rows as they were."""
-    if node.operands[0].rank != 4 or len(node.results) > 1 or len(node.operands) > 4:
+    if node.operands[0].rank != 4 or len(node.results) > 3:
         return None
     operands = node.operands[:3]
     if any(o.producer is None or o.rank != 4 for o in operands):
@@ -145,10 +162,12 @@ def attention_on_rows(node: Node) -> Value | None:
     require(isinstance(heads, int) and isinstance(kv_heads, int), "the number of heads is not known")
     require(all(isinstance(known_shape(o)[3], int) for o in operands), "the size of a head is not known")
     rows = [_merged(u) for u in unmoved]
-    result = op.Attention(*rows, *node.operands[3:], **node.attrs, q_num_heads=heads, kv_num_heads=kv_heads)
+    counts = {"q_num_heads": heads, "kv_num_heads": kv_heads}
+    made = op.Attention(*rows, *node.operands[3:], outputs=len(node.results), **node.attrs, **counts)
+    result, *presents = made if isinstance(made, tuple) else (made,)
     batch, _, length, size = known_shape(node.results[0])
     split = reshaped(result, (batch, length, heads, size), [rows[0]])
-    return op.Transpose(split, perm=_HEADS_FIRST)
+    return (op.Transpose(split, perm=_HEADS_FIRST), *presents)
 
 
 def _merged(value: Value) -> Value:
@@ -166,7 +185,7 @@ def _before_move(value: Value) -> Value | None:
     inner = _before_move(node.operands[0]) if _is_row_wise(node, value) else None
     if inner is None:
         batch, heads, length, size = known_shape(value)
-        return reshaped(value, (batch, length, 1, size), [value]) if heads == 1 else None
+        return reshaped(value, (batch, length, heads, size), [value]) if 1 in (heads, length) else None
     if node.op == "RotaryEmbedding":
         shape = known_shape(inner)
         turned = op.RotaryEmbedding(_merged(inner), *node.operands[1:], **node.attrs, num_heads=shape[2])

@@ -115,3 +115,12 @@ def test_defaults_need_no_sample(tiny):
     graph.inputs[1].default = constant(np.ones(2, np.float32)).const
     assert set(next(synthesize(graph))) == {"x"}
     assert read_samples({"x": np.ones(2, np.float32)}, graph)
+
+
+def test_one_size_may_be_the_sum_of_two_others(tiny):
+    new, past, total = (tensor_type(DType.FLOAT, sym("batch"), sym(n)) for n in ("new", "past", "total"))
+    graph = tiny.graph(
+        lambda x, cache, mask: op.Concat(cache, x, axis=1) + mask, ("x", new), ("cache", past), ("mask", total)
+    )
+    found = [bind_sizes(graph, s) for s in synthesize(graph)]
+    assert any(s["total"] == s["past"] + s["new"] and s["new"] != s["past"] for s in found)

@@ -35,18 +35,20 @@ class Variant:
     guard: bool
     half: bool
     seed: int
+    past: int | None = None  # earlier positions in a cache; all of them are outputs
 
 
 @st.composite
 def variants(draw):
     groups = draw(st.sampled_from([1, 1, 1, 2, 3]))
     layout = draw(st.sampled_from(["rows", "heads-first", "flat", "windows"]))
+    past = draw(st.sampled_from([None, None, 0, 1, 3])) if layout in ("rows", "heads-first") else None
     return Variant(
         batch=draw(st.integers(1, 3)),
         heads=groups * draw(st.integers(1, 3)),
         groups=groups,
         queries=draw(st.integers(1, 5)),
-        keys=draw(st.integers(1, 6)),
+        keys=draw(st.integers(4, 6) if past else st.integers(1, 6)),
         size=draw(st.sampled_from([2, 4, 8])),
         value_size=draw(st.sampled_from([2, 4, 6])),
         layout=layout,
@@ -59,6 +61,7 @@ def variants(draw):
         guard=draw(st.booleans()),
         half=draw(st.sampled_from([False, False, True])),
         seed=draw(st.integers(0, 1 << 16)),
+        past=past,
     )
 
 
@@ -69,13 +72,16 @@ class Builder:
     arrays: dict = field(default_factory=dict)
 
     def __post_init__(self):
+        self.presents = []
         self.rng = np.random.default_rng(self.variant.seed)
         self.dtype = DType.FLOAT16 if self.variant.half else DType.FLOAT
 
     def input(self, name, array, names=()):
         dtype = DType.from_numpy(array.dtype)
         v = self.variant
-        known = ("B",) if v.layout in ("flat", "windows") else ("B", "S", "T")  # there, a Reshape states the lengths
+        known = (
+            ("B",) if v.layout in ("flat", "windows") else ("B", "S", "T", "N", "P")
+        )  # there, a Reshape states the lengths
         named = [n if v.dynamic and n in known else "" for n in names or [""] * array.ndim]
         dims = [sym(n) if n else d for n, d in zip(named, array.shape, strict=True)]
         self.arrays[name] = array
@@ -94,6 +100,15 @@ class Builder:
             x = self.random(name, v.batch, length, heads * size, names=("B", symbol, ""))
             return op.Transpose(op.Reshape(x, constant([0, 0, heads, size])), perm=(0, 2, 1, 3))
         return self.random(name, v.batch, heads, length, size, names=("B", "", symbol, ""))
+
+    def cached(self, x, name, size):
+        """``x`` behind the keys or values of earlier positions."""
+        v = self.variant
+        if v.past is None:
+            return x
+        past = self.random(f"past_{name}", v.batch, v.heads // v.groups, v.past, size, names=("B", "", "P", ""))
+        self.presents.append(op.Concat(past, x, axis=-2))
+        return self.presents[-1]
 
     def repeated(self, x, length, size):
         """Each head for ``groups`` heads of queries."""
@@ -137,8 +152,12 @@ class Builder:
         v = self.variant
         kv_heads = v.heads // v.groups
         q = self.split("q", v.queries, v.heads, v.size, "S")
-        k = self.repeated(self.split("k", v.keys, kv_heads, v.size, "T"), v.keys, v.size)
-        w = self.repeated(self.split("v", v.keys, kv_heads, v.value_size, "T"), v.keys, v.value_size)
+        new = v.keys - (v.past or 0)
+        k = self.cached(self.split("k", new, kv_heads, v.size, "N" if v.past is not None else "T"), "k", v.size)
+        w = self.cached(
+            self.split("v", new, kv_heads, v.value_size, "N" if v.past is not None else "T"), "v", v.value_size
+        )
+        k, w = self.repeated(k, v.keys, v.size), self.repeated(w, v.keys, v.value_size)
         q = q * self.number(0.7) if "q" in v.scales else q
         k = k / self.number(1.3) if "k" in v.scales else k
         k = op.Transpose(k, perm=(0, 1, 3, 2))
@@ -173,9 +192,10 @@ class Builder:
         v = self.variant
         if v.layout == "rows":
             y = op.Reshape(op.Transpose(y, perm=(0, 2, 1, 3)), constant([0, 0, v.heads * v.value_size]))
-        insert_floating([y], self.graph.ret)
-        y.name = "y"
-        self.graph.set_outputs([y])
+        insert_floating([y, *self.presents], self.graph.ret)
+        for name, value in zip(("y", "present_k", "present_v"), (y, *self.presents), strict=False):
+            value.name = name
+        self.graph.set_outputs([y, *self.presents])
         return self.graph
 
 
@@ -193,8 +213,10 @@ def test_fused_and_unfused_agree(variant):
     nodes = list(graph.nodes)
     assert [n.op for n in nodes if n.op in ("Softmax", "Attention")] == ["Attention"], str(graph)
     (site,) = (n for n in nodes if n.op == "Attention")
-    if variant.layout == "rows" and min(variant.heads, variant.queries, variant.keys) > 1:
+    if variant.layout == "rows":
         assert site.operands[0].rank == 3, str(graph)
+    if variant.past is not None and (variant.past or variant.dynamic):  # an empty cache is none
+        assert len(site.results) == 3, str(graph)
     if variant.groups > 1:
         axis_heads = site.attrs.get("kv_num_heads", (site.operands[1].shape or (0, 0))[1])
         assert axis_heads == variant.heads // variant.groups, str(graph)

@@ -38,12 +38,14 @@ class Explanation:
         sites: where rules fired.
         misses: where rules nearly match the result, closest first.
         fired: how often each rule fired, and what passes noted besides.
+        tidied: how often rules fired that passes apply besides their own.
         problems: passes that were taken back, and why.
     """
 
     sites: list[Site]
     misses: list[NearMiss]
     fired: dict[str, int]
+    tidied: dict[str, int]
     problems: dict[str, str]
 
 
@@ -73,7 +75,10 @@ def explain(model: Model, pipeline: str | Pipeline = "default", *, rule: str | N
     sites = [s for s in observer.sites(ctx) if rule in (None, s.rule)]
     fired: Counter[str] = sum((r.fired for r in ctx.results), Counter())
     kept = {name: times for name, times in fired.most_common() if rule in (None, name)}
-    return Explanation(sites, near_misses(graph, rules), kept, {r.name: r.problem for r in ctx.results if r.problem})
+    beside = {r.name for r in rules_of(passes, "tidying")} - {r.name for r in rules}
+    tidied = {name: kept.pop(name) for name in list(kept) if name in beside}
+    problems = {r.name: r.problem for r in ctx.results if r.problem}
+    return Explanation(sites, near_misses(graph, rules), kept, tidied, problems)
 
 
 def _copy(model: Model) -> Graph:

@@ -45,7 +45,8 @@ def _facts(model: str, pipeline: str, found: Explanation) -> dict[str, Any]:
         "model": model,
         "pipeline": pipeline,
         "fired": found.fired,
-        "sites": [{"rule": s.rule, "nodes": s.nodes, "origin": s.origin} for s in found.sites],
+        "tidied": found.tidied,
+        "sites": [{"rule": s.rule, "nodes": s.nodes, "made": s.made, "origin": s.origin} for s in found.sites],
         "near_misses": [_miss_facts(m) for m in found.misses],
         "problems": found.problems,
     }
@@ -71,9 +72,11 @@ def _fired(found: Explanation, show_all: bool) -> str:
         lines.append(f"  {rule}: {times} time{'s' if times > 1 else ''}")
         sites = [s for s in found.sites if s.rule == rule]
         shown = sites if show_all else sites[:_SITES]
-        lines += [f"      at {site.nodes}" + (f"  [{site.origin}]" if site.origin else "") for site in shown]
+        lines += [f"      at {site}" for site in shown]
         if len(sites) > _SITES and not show_all:
             lines.append(f"      … and {len(sites) - _SITES} more")
+    if found.tidied:
+        lines.append("Besides: " + ", ".join(f"{rule} ({times})" for rule, times in found.tidied.items()))
     return "\n".join(lines)
 
 

@@ -36,6 +36,10 @@ class Fuse(Pass):
         """All fusion rules."""
         return fuse_rules()
 
+    @property
+    def tidying(self) -> tuple[Rule, ...]:
+        """Rules of ``simplify`` that are applied besides."""
+        return tuple(r for module in _TIDYING for r in rules_in(module))
+
     def run(self, graph: Graph, ctx: Context) -> None:
-        tidying = [r for module in _TIDYING for r in rules_in(module)]
-        rewrite(graph, RuleIndex([*fuse_rules(), *tidying]), ctx)
+        rewrite(graph, RuleIndex([*fuse_rules(), *self.tidying]), ctx)

@@ -15,14 +15,20 @@ from ..rules import PatternRule, Replacement, Rule
 
 __all__ = ["Explain", "NearMiss", "Site", "near_misses", "rules_of"]
 
+_VIEWS = frozenset(["Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"])
+
 
 @dataclass(frozen=True)
 class Site:
-    """Where a rule fired: its root nodes, described, and where these come from."""
+    """Where a rule fired: its root nodes, described, what operators it made of them, and where they come from."""
 
     rule: str
     nodes: str
+    made: str
     origin: str
+
+    def __str__(self) -> str:
+        return self.nodes + (f" -> {self.made}" if self.made else "") + (f"  [{self.origin}]" if self.origin else "")
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,8 @@ class Explain(Observer):
 
     def before_rewrite(self, replacement: Replacement, ctx: Context) -> bool:
         roots = replacement.roots
-        site = Site(replacement.rule.name, ", ".join(describe(r) for r in roots), str(roots[0].origin))
+        nodes = ", ".join(describe(r) for r in roots)
+        site = Site(replacement.rule.name, nodes, _made(replacement), str(roots[0].origin))
         self._sites[len(ctx.results)][site.rule].append(site)
         return True
 
@@ -94,18 +101,31 @@ class Explain(Observer):
         return found
 
 
+def _made(replacement: Replacement) -> str:
+    """The new operators that compute the replaced results, but for views of these; "" if there are none."""
+    found: dict[str, None] = {}
+    for value in (v for values in replacement.values for v in values if v is not None):
+        node = value.producer
+        while node is not None and node.graph is None and node.op in _VIEWS and node.operands[0] is not None:
+            node = node.operands[0].producer
+        if node is not None and node.graph is None:
+            found[node.op] = None
+    return ", ".join(found)
+
+
 def describe(node: Node) -> str:
     """``Add 'name'``: how messages call a node."""
     return f"{node.op} {node.name!r}" if node.name else f"{node.op} %{node.result.name}" if node.results else node.op
 
 
-def rules_of(p: Pass) -> list[Rule]:
-    """The rules of a pass or of all passes of a pipeline, each once."""
-    found: dict[Rule, None] = {}
-    for single in _flatten(p):
-        for rule in getattr(single, "rules", ()):
-            found[rule] = None
-    return list(found)
+def rules_of(p: Pass, kind: str = "rules") -> list[Rule]:
+    """The rules of a pass or of all passes of a pipeline, each once.
+
+    Args:
+        p: the pass.
+        kind: ``rules``, what the passes are there for, or ``tidying``, what some apply besides.
+    """
+    return list(dict.fromkeys(rule for single in _flatten(p) for rule in getattr(single, kind, ())))
 
 
 def _flatten(p: Pass) -> Iterator[Pass]:

@@ -157,6 +157,8 @@ class _Job:
         """Optimize; verify and measure as asked."""
         from planish.backends.base import backend
 
+        if mode != "off":
+            _require_sound(self.original)
         engine = backend(self.target)
         self.progress("running the original")
         first = self._run_original(model, engine, data)
@@ -314,6 +316,19 @@ def _clone(graph: Graph) -> Graph:
     from planish.ir.clone import clone_graph
 
     return clone_graph(graph)
+
+
+def _require_sound(graph: Graph) -> None:
+    """Refuse a model that is malformed before anything is done to it."""
+    from planish.ir.verify import VerifyError, verify
+
+    try:
+        verify(graph)
+    except VerifyError as error:
+        where = "" if error.node is None else f" at {error.node.op} {error.node.name!r}"
+        origin = "" if error.node is None else str(error.node.origin)
+        text = f"the model is malformed: {error.problems[0]}{where}" + (f" [{origin}]" if origin else "")
+        raise PlanishError(text) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -13,15 +13,20 @@ import numpy as np
 from ml_dtypes import finfo
 
 from ..ir import Graph, Node, Value, constant, edit, op
+from ..ir.builder import make_node
 from ..ir.types import DType
 from ..passes.base import Context
 from ..passes.fuse.views import shape_vector
 from ..passes.simplify.eliminate_common_subexpressions import eliminate
 from .functions import decompose
+from .ort_target import defines
 
 __all__ = ["adapt"]
 
 _ATTENTION_TYPES = (DType.FLOAT, DType.FLOAT16)
+_IN_BLOCKS = "com.microsoft.MultiHeadAttention"
+_SCORES = 1 << 21  # of a head, from which on blocks are faster than whole heads (measured)
+_SINGLE = 1 << 16  # and where there is one head only, which is one thread's work
 _DEPTH = 12
 _MOVES = frozenset(
     ["Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze"]
@@ -44,9 +49,33 @@ def _attention(node: Node) -> bool:
         decompose(node, {})
         return False
     if node.operand(3) is None:
+        if _suits_blocks(node):
+            _substitute(node, _in_blocks(node))
         return False
     edit.set_operand(node, 3, _mask(node))
     return True
+
+
+def _suits_blocks(node: Node) -> bool:
+    """Whether MultiHeadAttention is faster: it works on blocks of queries, Attention on whole heads."""
+    query, key = node.operands[0], node.operands[1]
+    assert query is not None and key is not None
+    heads, attrs = node.attrs.get("q_num_heads"), node.attrs
+    plain = (
+        len(node.operands) == 3 and len(node.results) == 1 and not attrs.get("softcap") and not attrs.get("is_causal")
+    )
+    if not plain or heads is None or heads != attrs.get("kv_num_heads") or query.dtype is not DType.FLOAT:
+        return False
+    if query.shape is None or key.shape is None or not defines(_IN_BLOCKS):
+        return False
+    scores = query.shape[1] * key.shape[1]
+    single = heads == 1 and not (isinstance(query.shape[0], int) and query.shape[0] > 1)
+    return isinstance(scores, int) and scores >= (_SINGLE if single else _SCORES)
+
+
+def _in_blocks(node: Node) -> Value:
+    attrs = {"num_heads": node.attrs["q_num_heads"], "scale": node.attrs.get("scale")}
+    return make_node(_IN_BLOCKS, node.operands, attrs, 1).result
 
 
 def _swish(node: Node) -> bool:

@@ -12,7 +12,7 @@ from .base import Problem
 from .legalize import Support
 from .revisions import revision_at
 
-__all__ = ["Limits", "OrtTarget", "lacks_kernel", "limits"]
+__all__ = ["Limits", "OrtTarget", "defines", "lacks_kernel", "limits"]
 
 Kernel = tuple[int, int, dict[str, list[str]]]  # first and last version, and the types of each type variable
 
@@ -107,6 +107,11 @@ def _types_of(node: Node, since: int) -> Types:
 @cache
 def _has_kernel(op: str, since: int, types: Types) -> bool:
     return any(all(v not in k[2] or t in k[2][v] for v, t in types) for k in _kernels_for(op, since))
+
+
+def defines(op: str) -> bool:
+    """Whether the installed ONNX Runtime has the operator, which may be one of its own."""
+    return op in _definitions()
 
 
 @cache

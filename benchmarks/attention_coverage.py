@@ -53,16 +53,18 @@ def onnxscript(source: str, target: str) -> None:
     optimize(model)
     result = optimize_for_ort(model)
     model = result[0] if isinstance(result, tuple) else result
-    onnx_ir.save(model if isinstance(model, onnx_ir.Model) else model.model, target)
+    model = model if isinstance(model, onnx_ir.Model) else model.model
+    onnx_ir.save(model, target, external_data=Path(target).name + ".data")
 
 
 def ort_python(source: str, target: str) -> None:
     """``onnxruntime.transformers.optimizer``, told the kind of model."""
     from onnxruntime.transformers.optimizer import optimize_model
 
-    name = Path(source).parent.name.split(".")[0]
-    model = optimize_model(source, model_type=MODEL_TYPES.get(name, "bert"), opt_level=0, num_heads=0, hidden_size=0)
-    model.save_model_to_file(target)
+    name = Path(source).parent.name
+    kind = next((kind for family, kind in MODEL_TYPES.items() if name.startswith(family)), "bert")
+    model = optimize_model(source, model_type=kind, opt_level=0, num_heads=0, hidden_size=0)
+    model.save_model_to_file(target, use_external_data_format=True)
 
 
 def ort_extended(source: str, target: str) -> None:

@@ -53,6 +53,7 @@ _BROADCASTING = frozenset(
         "BitShift",
     ]
 )
+_TOO_LATE = "an operand is defined only after a use of what is replaced"
 _REWRITES_PER_NODE = 40  # more than this on average means that rules undo each other
 
 
@@ -255,7 +256,7 @@ def apply(replacement: Replacement) -> list[Node] | str:
         return "nothing changes"
     place = _place(replacement)
     if place is None:
-        return "an operand is defined only after a use of what is replaced"
+        return _TOO_LATE
     root = replacement.roots[0]
     nodes = edit.insert_floating([new for _, new in pairs], place)
     for node in nodes:
@@ -380,4 +381,4 @@ def _why_not(replacement: Replacement) -> str | None:
                 problem = _fits(old, new, root)
                 if problem is not None:
                     return problem
-    return None
+    return _TOO_LATE if _place(replacement) is None else None

@@ -11,11 +11,11 @@ from ..numerics import Within
 from ..rewrite import RuleIndex, rewrite
 from ..rules import Rule
 from ..simplify import einsum, reshapes, rules_in, transposes
-from . import activations, attention, caches, heads, normalizations, rotary
+from . import activations, attention, caches, heads, normalizations, rotary, sinks
 
 __all__ = ["Fuse", "fuse_rules"]
 
-_SUBJECTS = (normalizations, activations, rotary, attention, caches, heads)
+_SUBJECTS = (normalizations, activations, rotary, sinks, attention, caches, heads)
 _TIDYING = (reshapes, transposes, einsum)  # what stands between operators, or between them and their plain form
 
 

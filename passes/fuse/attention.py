@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ...ir import Node, Value, op
+from ...ir import Node, Value, constant, op
 from ...ir.dims import product
 from ...ir.types import DType, Shape
 from ..numerics import within
 from ..rules import NoMatch, require, rule
+from ..simplify.fold_constants import integers
 from ..simplify.reshapes import RESHAPING, known_shape
 from .scores import Logits, Step, replay, scalar_of, trace
-from .views import lead_of, mask_in_view, reshaped, shape_vector, swapped, with_lead
+from .views import available, lead_of, mask_in_view, reshaped, shape_vector, swapped, with_lead
 
 _ROUNDING = within(rtol=1e-4)
 _SEARCH = 8  # operators between softmax and values
@@ -74,6 +75,50 @@ agraph (float[B,2,3,S,4] q, float[B,2,1,4,T] k, float[B,2,1,T,4] v) => (float[B,
   y = MatMul (w, v)
 }
 """
+_SINK = """
+agraph (float[B,2,S,4] q, float[B,2,4,T] k, float[B,2,T,3] v, float[B,1,S,T] mask, float[1,2,1,1] sink) =>
+  (float[B,2,S,3] y) <int64[1] zero = {0}, int64[1] minus = {-1}>
+{
+  a = MatMul (q, k)
+  b = Add (a, mask)
+  batch = Shape <end = 1> (q)
+  heads = Constant <value_ints = [2]> ()
+  rows = Shape <start = 2, end = 3> (q)
+  one = Constant <value_ints = [1]> ()
+  shape = Concat <axis = 0> (batch, heads, rows, one)
+  column = Expand (sink, shape)
+  c = Concat <axis = -1> (b, column)
+  m = ReduceMax <keepdims = 1> (c, minus)
+  d = Sub (c, m)
+  w = Softmax <axis = -1> (d)
+  p = Slice (w, zero, minus, minus)
+  y = MatMul (p, v)
+}
+"""
+_SHIFTED = """
+agraph (float[2,S,4] q, float[2,4,T] k, float[2,T,3] v) => (float[2,S,3] y) <
+  float cogview = {32.0}, int64[1] minus = {-1}
+> {
+  a = MatMul (q, k)
+  b = Div (a, cogview)
+  m = ReduceMax <keepdims = 0> (b, minus)
+  n = Unsqueeze (m, minus)
+  c = Sub (b, n)
+  d = Mul (c, cogview)
+  w = Softmax <axis = -1> (d)
+  y = MatMul (w, v)
+}
+"""
+_TWO_VALUES = """
+agraph (float[B,2,S,4] q, float[B,2,4,T] k, float[B,2,T,3] v, float[B,2,T,5] u) =>
+  (float[B,2,S,3] y, float[B,2,S,5] z)
+{
+  a = MatMul (q, k)
+  w = Softmax <axis = -1> (a)
+  y = MatMul (w, v)
+  z = MatMul (w, u)
+}
+"""
 
 
 @dataclass
@@ -84,40 +129,55 @@ class _Weights:
         softmax: its node.
         nodes: the nodes on the way, softmax included.
         zeroed: the conditions under which a weight is set to 0 after the softmax, with the operand that is kept.
+        cut: the node that leaves out the last key, if there is one.
+        foreign: the first node on the way that attention does not have, from above, if there is one.
     """
 
     softmax: Node
     nodes: list[Node] = field(default_factory=list)
     zeroed: list[Node] = field(default_factory=list)
+    cut: Node | None = None
+    foreign: Node | None = None
 
 
 def _weights(value: Value, root: Node) -> _Weights | None:
     """Go from the operand of a product up to the softmax; None if there is none."""
-    nodes: list[Node] = []
-    zeroed: list[Node] = []
+    found = _Weights(root)
     for _ in range(_SEARCH):
         node = value.producer
         if node is None or node.graph is not root.graph:
             return None
-        nodes.append(node)
+        found.nodes.append(node)
+        following = node.operand(0)
         match node.op:
             case "Softmax":
-                return _Weights(node, nodes, zeroed)
+                found.softmax = node
+                return found
             case "Cast" | "Identity" | "Reshape" | "Squeeze" | "Unsqueeze":
-                following = node.operands[0]
-            case "Where":
-                following = _guarded(node)
-                if following is None:
-                    return None
+                pass
+            case "Where" if (kept := _guarded(node)) is not None:
+                following = kept
                 if node.operands[0] is not None and (test := node.operands[0].producer) and test.op == "IsNaN":
-                    nodes.append(test)
+                    found.nodes.append(test)
                 else:
-                    zeroed.append(node)
-            case _:
+                    found.zeroed.append(node)
+            case "Slice" if found.cut is None and _drops_last(node):
+                found.cut = node
+            case "MatMul" | "Gemm" | "Conv":
                 return None
-        assert following is not None
+            case _:
+                found.foreign = node
+        if following is None:
+            return None
         value = following
     return None
+
+
+def _drops_last(node: Node) -> bool:
+    """Whether a Slice leaves out the last element along the last axis, and nothing else."""
+    source, result = known_shape(node.operands[0]), known_shape(node.results[0])  # type: ignore[arg-type]
+    whole = source[:-1] == result[:-1] and source[-1:] and source[-1] == result[-1] + 1
+    return bool(whole) and integers(node.operand(1)) == (0,) and integers(node.operand(4)) in (None, (1,))
 
 
 def _guarded(node: Node) -> Value | None:
@@ -128,25 +188,37 @@ def _guarded(node: Node) -> Value | None:
     return None
 
 
-@rule("MatMul", numerics=_ROUNDING, examples=[_MASKED, _FLAT, _SHARED])
-def attention(node: Node) -> Value | None:
+@rule("MatMul", numerics=_ROUNDING, examples=[_MASKED, _FLAT, _SHARED, _SINK, _SHIFTED, _TWO_VALUES])
+def attention(node: Node) -> dict[Node, Value] | None:
     """A product, scaled, biased and masked, its softmax, and another product: attention."""
     assert node.operands[0] is not None and node.operands[1] is not None
     weights = _weights(node.operands[0], node)
     if weights is None or not _is_over_last(weights.softmax):
         return None
-    steps, first = trace(weights.softmax.operands[0], node)  # type: ignore[arg-type]
-    matched = len(steps) + len(weights.nodes) + 2
-    nodes = [first, *(s.node for s in steps), *weights.nodes]
+    products = [u for u in node.operands[0].users if u.op == "MatMul" and u.graph is node.graph]
+    products.sort(key=lambda p: p.order)
+    if products[0] is not node:
+        return None
     try:
-        _require_private(nodes, node, matched)
+        steps, first = trace(weights.softmax.operands[0], node)  # type: ignore[arg-type]
+    except NoMatch:
+        if weights.foreign is not None:  # some other softmax
+            return None
+        raise
+    matched = len(steps) + len(weights.nodes) + 2
+    nodes = [first, *(n for s in steps for n in (s.node, *s.shift())), *weights.nodes]
+    try:
+        foreign = weights.foreign
+        require(foreign is None, f"the attention weights pass through {foreign and foreign.op}", foreign, matched)
+        _require_private(nodes, products, matched)
         query, key = first.operands
         assert query is not None and key is not None
         require(query.dtype in _ATTENTION_TYPES, "the queries are no floating-point numbers", first)
         require(key.const is None or query.const is None, "both operands are constants", first)
         logits = replay(steps, first, query.dtype)
+        require((logits.sink is None) is (weights.cut is None), "the weight of a key is left out", weights.cut)
         _require_same_mask(weights, steps)
-        return _build(query, key, node.operands[1], logits, weights, node)
+        return _build(query, key, products, logits, weights)
     except NoMatch as miss:
         raise NoMatch(str(miss), miss.at or weights.softmax, max(matched, miss.matched)) from None
 
@@ -157,9 +229,10 @@ def _is_over_last(softmax: Node) -> bool:
     return axis == -1 or (rank is not None and axis == rank - 1)
 
 
-def _require_private(nodes: list[Node], root: Node, matched: int) -> None:
+def _require_private(nodes: list[Node], products: list[Node], matched: int) -> None:
     """Nothing else may use what is computed on the way: it would have to be computed twice."""
-    inside = {*nodes, root}
+    inside = {*nodes, *products}
+    require(all(p.operands[0] is products[0].operands[0] for p in products), "the attention weights are also values")
     for inner in nodes:
         for result in inner.results:
             for user in result.users:
@@ -179,8 +252,11 @@ def _require_same_mask(weights: _Weights, steps: list[Step]) -> None:
         )
 
 
-def _build(query: Value, key: Value, value: Value, logits: Logits, weights: _Weights, root: Node) -> Value:
+def _build(query: Value, key: Value, products: list[Node], logits: Logits, weights: _Weights) -> dict[Node, Value]:
     """The attention, in the view in which the scores have two leading dimensions."""
+    root = products[0]
+    values = [available(p.operands[1], root) for p in products]  # type: ignore[arg-type]
+    value, sizes = _side_by_side(values)
     sources = [query, key, value, root.result]
     query, scale = _unscaled(query, logits.scale)
     key, scale = _unscaled(key, scale)
@@ -195,11 +271,41 @@ def _build(query: Value, key: Value, value: Value, logits: Logits, weights: _Wei
     if mask is not None:
         mask = mask_in_view(mask, logits.lead, lead, sources)
         mask = reshaped(mask, (1, *known_shape(mask))) if mask.rank == 1 else mask
+    if logits.sink is not None:
+        mask = _with_sink(mask, mask_in_view(logits.sink, logits.lead, lead, sources), query, key)
+        key, value = (op.Pad(x, constant([0, 0, 0, 0, 0, 0, 1, 0], DType.INT64)) for x in (key, value))
     in_float = weights.softmax.results[0].dtype is DType.FLOAT and query.dtype is not DType.FLOAT
     result = op.Attention(
         query, key, value, mask, scale=scale, softcap=logits.softcap or None, softmax_precision=1 if in_float else None
     )
-    return reshaped(result, known_shape(root.result), sources)
+    if len(products) == 1:
+        return {root: reshaped(result, known_shape(root.result), sources)}
+    parts = op.Split(result, constant(sizes, DType.INT64), axis=-1, outputs=len(sizes))
+    return {p: reshaped(r, known_shape(p.result), sources) for p, r in zip(products, parts, strict=True)}
+
+
+def _side_by_side(values: list[Value]) -> tuple[Value, list[int]]:
+    """What the same weights are multiplied with, as one value, and the number of features of each."""
+    if len(values) == 1:
+        return values[0], []
+    sizes = [s for v in values if isinstance(s := known_shape(v)[-1], int)]
+    fits = len(sizes) == len(values) and all(known_shape(v)[:-1] == known_shape(values[0])[:-1] for v in values)
+    require(fits, "the attention weights are multiplied with values of different shapes")
+    return op.Concat(*values, axis=-1), sizes
+
+
+def _with_sink(mask: Value | None, sink: Value, query: Value, key: Value) -> Value:
+    """``mask`` with ``sink``, of one column, behind the last key."""
+    queries, keys = known_shape(query)[-2], known_shape(key)[-2]
+    mask = constant(0.0, query.dtype) if mask is None else mask
+    shapes = [known_shape(v)[:-1] for v in (mask, sink)]
+    rank = max(2, *(len(s) + 1 for s in shapes))
+    padded = [(1,) * (rank - 1 - len(s)) + s for s in shapes]
+    rows = [b if a == 1 else a for a, b in zip(*padded, strict=True)]
+    sources = [query, key, mask, sink]
+    joined = [op.Expand(v, shape_vector([*rows, n], sources)) for v, n in ((mask, keys), (sink, 1))]
+    require(rows[-1] in (1, queries), "the sink has another number of rows than the scores")
+    return op.Concat(*joined, axis=-1)
 
 
 def _unmerged(value: Value) -> Value:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...ir import Node, Value, op
+from ...ir import Node, Value, constant, op
 from ...ir.dims import Dim
-from ...ir.types import Shape
+from ...ir.types import DType, Shape
 from ..numerics import within
 from ..rules import require, rule
 from ..simplify.fold_constants import integers
@@ -74,6 +74,12 @@ def _ungrouped(value: Value, axis: int) -> Value | None:
         return None
     if node.op == "Gather" and node.attrs.get("axis", 0) == axis:
         return source if _repeats(node.operands[1], source.shape[axis]) else None
+    if node.op == "Pad" and _pads_only(node, 3 - axis):
+        inner = _ungrouped(source, axis)
+        return None if inner is None else op.Pad(inner, *node.operands[1:], **node.attrs)
+    if node.op == "Concat" and node.attrs["axis"] % len(shape) == len(shape) - 1:
+        parts = [_ungrouped(o, axis) for o in node.operands if o is not None]
+        return None if any(p is None for p in parts) else op.Concat(*parts, axis=-1)
     if node.op in ("Expand", "Tile") and len(source.shape) == len(shape):  # a single head for all
         same = all(a == b for i, (a, b) in enumerate(zip(source.shape, shape, strict=True)) if i != axis)
         return source if source.shape[axis] == 1 and same and shape[axis] != 1 else None
@@ -82,6 +88,17 @@ def _ungrouped(value: Value, axis: int) -> Value | None:
     while source.producer is not None and source.producer.op in RESHAPING and source.producer.operands[0] is not None:
         source = source.producer.operands[0]
     return _before_stack(source, value, axis)
+
+
+def _pads_only(node: Node, axis: int) -> bool:
+    """Whether a Pad of a tensor of rank 4 pads only along ``axis``."""
+    pads = integers(node.operand(1))
+    return (
+        pads is not None
+        and len(pads) == 8
+        and node.operand(3) is None
+        and not any(n for i, n in enumerate(pads) if i % 4 != axis)
+    )
 
 
 def _before_stack(stacked: Value, value: Value, axis: int) -> Value | None:
@@ -182,6 +199,11 @@ def _before_move(value: Value) -> Value | None:
         return None
     if node.op == "Transpose" and perm_of(node) == _HEADS_FIRST:
         return node.operands[0]
+    if node.op == "Pad" and value.rank == 4 and len(value.users) == 1 and _pads_only(node, 2):
+        inner = _before_move(node.operands[0])
+        pads = integers(node.operand(1)) or ()
+        moved = constant([pads[i] for i in (0, 2, 1, 3, 4, 6, 5, 7)], DType.INT64)
+        return None if inner is None else op.Pad(inner, moved, *node.operands[2:], **node.attrs)
     inner = _before_move(node.operands[0]) if _is_row_wise(node, value) else None
     if inner is None:
         batch, heads, length, size = known_shape(value)

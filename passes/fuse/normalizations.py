@@ -164,6 +164,9 @@ def _parameters(value: Value, norm: Node) -> Value | None:
     scale = norm.operands[1]
     assert scale is not None
     wanted, shape = known_shape(scale), value.shape
+    number = scalar_of(value)
+    if number is not None and value.dtype is scale.dtype and all(isinstance(d, int) for d in wanted):
+        return constant(np.full(wanted, number), value.dtype)  # type: ignore[arg-type]
     if shape is None or value.dtype is not scale.dtype or shape[len(shape) - len(wanted) :] != wanted:
         return None
     lead = shape[: len(shape) - len(wanted)]
@@ -180,20 +183,37 @@ agraph (float[B,S,8] x, float[8] w) => (float[B,S,8] y) <
 """
 
 
-@rule("Mul", numerics=_ROUNDING, examples=[_SCALED])
+_SCALED_TWICE = """
+agraph (float[B,S,4] x) => (float[B,S,4] y) <
+  float[4] w = {1.0, 2.0, 3.0, 4.0}, float[4] b = {4.0, 3.0, 2.0, 1.0}, float half = {0.5}
+> {
+  a = LayerNormalization (x, w, b)
+  y = Mul (a, half)
+}
+"""
+
+
+@rule("Mul", numerics=_ROUNDING, examples=[_SCALED, _SCALED_TWICE])
 def scale_into_normalization(node: Node) -> Value | None:
-    """A factor per feature after a normalization without one."""
+    """A factor per feature after a normalization that has none, or a constant one."""
     for i in (0, 1):
         value, factor = node.operands[i], node.operands[1 - i]
         assert value is not None and factor is not None
         norm = value.producer
         if norm is None or norm.op not in _NORMS or norm.graph is not node.graph or len(value.users) > 1:
             continue
-        if scalar_of(norm.operands[1]) != 1.0 or norm.operand(2) is not None or len(norm.results) > 1:
+        scale, bias = norm.operands[1], norm.operand(2)
+        assert scale is not None
+        constants = all(v is None or v.const is not None for v in (scale, bias, factor))
+        if len(norm.results) > 1 or not (constants or (bias is None and scalar_of(scale) == 1.0)):
             continue
-        scale = _parameters(factor, norm)
-        if scale is not None and known_shape(value) == known_shape(node.result):
-            return getattr(op, norm.op)(norm.operands[0], scale, **norm.attrs)
+        factors = _parameters(factor, norm)
+        if factors is None or known_shape(value) != known_shape(node.result):
+            continue
+        scale = factors if scalar_of(scale) == 1.0 else op.Mul(scale, factors)
+        return getattr(op, norm.op)(
+            norm.operands[0], scale, None if bias is None else op.Mul(bias, factors), **norm.attrs
+        )
     return None
 
 

@@ -2,7 +2,8 @@
 
 `trace` walks from the softmax up to the matrix product and lists the steps; `replay` goes down again and keeps the
 account in the form ``softcap(scale * q @ k.T) + bias``, in which every such chain can be written. The bias is what the
-chain itself computes from a product of zeros, so that rows in which everything is masked come out as they did.
+chain itself computes from a product of zeros, so that rows in which everything is masked come out as they did. A column
+that is joined to the scores is a sink: a key that no query looks for, and whose value is 0.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from ml_dtypes import finfo
 from ...ir import Node, Value, constant, op
 from ...ir.types import DType, Shape
 from ..rules import NoMatch, require
+from ..simplify.fold_constants import integers
 from ..simplify.reshapes import RESHAPING, known_shape
 from .views import lead_of, mask_in_view
 
@@ -45,6 +47,20 @@ class Step:
         assert value is not None
         return value
 
+    def shift(self) -> list[Node]:
+        """The nodes that find the largest score of each row, where it is subtracted: softmax does not see that."""
+        nodes: list[Node] = []
+        value: Value | None = self.node.operands[1] if self.node.op == "Sub" else None
+        while value is not None and (node := value.producer) is not None and node.op in (*RESHAPING, "ReduceMax"):
+            nodes.append(node)
+            value = node.operands[0]
+            if node.op == "ReduceMax":
+                rank = len(known_shape(self.scores))
+                along_keys = integers(node.operand(1)) in ((-1,), (rank - 1,))
+                one_per_row = known_shape(self.other()) == (*known_shape(self.scores)[:-1], 1)
+                return nodes if value is self.scores and along_keys and one_per_row else []
+        return []
+
 
 @dataclass
 class Logits:
@@ -58,6 +74,8 @@ class Logits:
         lead: the leading dimensions of the current view.
         leads: those of all views, first that of the product.
         zeroed: the matrix of zeros and ones by which the scores were multiplied, until what masks the zeros is added.
+        shifted: whether something was subtracted from whole rows.
+        sink: the score of a key more, which is no key; one per row, or None.
     """
 
     lead: Shape
@@ -67,6 +85,8 @@ class Logits:
     bias: Value | None = None
     leads: list[Shape] = field(default_factory=list)
     zeroed: Value | None = None
+    shifted: bool = False
+    sink: Value | None = None
 
 
 def scalar_of(value: Value | None) -> float | None:
@@ -128,6 +148,8 @@ def _carriers(node: Node) -> tuple[int, ...]:
             return (0,)
         case "Add" | "Mul":
             return (0, 1)
+        case "Concat":
+            return (0,) if len(node.operands) == 2 else ()
         case "Where":
             fills = {i: scalar_of(node.operands[3 - i]) for i in (1, 2)}
             return tuple(i for i, fill in fills.items() if fill is not None and fill <= _MASKING)
@@ -141,6 +163,8 @@ def _same_matrix(before: Value, after: Value, node: Node) -> bool:
         return False
     if node.op in RESHAPING:
         return len(old) >= 2 and len(new) >= 2 and old[-2:] == new[-2:]
+    if node.op == "Concat":
+        return old[:-1] == new[:-1] and old[-1] + 1 == new[-1]
     if len(old) != len(new):
         return False
     # of two symbols either may be 1, as far as shapes tell; masks are not at times larger than scores, at times not
@@ -156,12 +180,16 @@ def replay(steps: list[Step], product: Node, dtype: DType) -> Logits:
     logits = Logits(lead, leads=[lead])
     for count, step in enumerate(steps, 1):
         try:
+            behind = step.node.op in ("Cast", "Identity") or step.shift()
+            require(logits.sink is None or behind, "the scores are changed behind their sink")
             _STEPS[step.node.op](logits, step)
         except NoMatch as miss:
             raise NoMatch(str(miss), miss.at or step.node, count + 1) from None
     require(logits.zeroed is None, "the scores are multiplied by another matrix", product, len(steps) + 1)
     if logits.bias is not None and logits.bias.dtype is not dtype:
         logits.bias = _narrowed(logits.bias, dtype)
+    if logits.sink is not None and logits.sink.dtype is not dtype:
+        logits.sink = _narrowed(logits.sink, dtype)
     return logits
 
 
@@ -242,12 +270,15 @@ def _scale(logits: Logits, number: float) -> None:
 
 
 def _tanh(logits: Logits, step: Step) -> None:
-    require(logits.bias is None, "a bias is added before the scores are capped")
+    require(logits.bias is None and not logits.shifted, "a bias is added before the scores are capped")
     require(not logits.softcap and logits.scale > 0, "the scores are capped twice")
     logits.softcap = 1.0
 
 
 def _add(logits: Logits, step: Step) -> None:
+    if step.shift():
+        logits.shifted = True
+        return
     term = step.other()
     if step.node.op == "Sub":
         term = op.Neg(term)
@@ -278,6 +309,14 @@ def _clamp(logits: Logits, step: Step) -> None:
         logits.bias = op.Max(logits.bias, operands[1])
 
 
+def _join(logits: Logits, step: Step) -> None:
+    sink = step.other()
+    node = sink.producer
+    if node is not None and node.op == "Expand" and node.operands[0] is not None and node.operands[0].rank == sink.rank:
+        sink = node.operands[0]
+    logits.sink = sink
+
+
 def _view(logits: Logits, step: Step) -> None:
     lead = lead_of(step.node.results[0])
     if logits.bias is not None:
@@ -290,6 +329,7 @@ _STEPS = {
     "Add": _add,
     "Cast": _cast,
     "Clip": _clamp,
+    "Concat": _join,
     "Div": _multiply,
     "Identity": _pass,
     "Max": _clamp,

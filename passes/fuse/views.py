@@ -9,14 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ...ir import Value, constant, op
+from ...ir import Node, Value, constant, edit, op
+from ...ir.builder import make_node
 from ...ir.dims import Dim, dim_mod
 from ...ir.types import DType, Shape
 from ..rules import require
 from ..simplify.reshapes import RESHAPING, known_shape, reshape_to
 from ..simplify.transposes import compose, perm_of, transpose
 
-__all__ = ["lead_of", "mask_in_view", "pair_groups", "reshaped", "shape_vector", "swapped", "with_lead"]
+__all__ = ["available", "lead_of", "mask_in_view", "pair_groups", "reshaped", "shape_vector", "swapped", "with_lead"]
+
+
+def available(value: Value, place: Node) -> Value:
+    """``value`` as it can be used at ``place``: what is computed only later is computed once more, earlier."""
+    if edit.dominates(value, place):
+        return value
+    node = value.producer
+    require(node is not None and node.graph is place.graph and not node.graphs, "a value is defined too late", node)
+    assert node is not None
+    operands = [None if o is None else available(o, place) for o in node.operands]
+    return make_node(node.op, operands, dict(node.attrs), len(node.results)).results[value.index]
 
 
 def lead_of(value: Value) -> Shape:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import string
+
 from ...ir import Node, Value, op
 from ...ir.dims import Dim, product
 from ..numerics import within
@@ -9,13 +11,22 @@ from ..rules import require, rule
 from .reshapes import known_shape, reshape_to
 from .transposes import transpose
 
+_ELLIPSIS = """
+agraph (float[B,C,5,2,4] q, float[C,7,2,4] k) => (float[B,C,2,5,7] y) {
+  y = Einsum <equation = "...qhd, ...khd -> ...hqk"> (q, k)
+}
+"""
+_IMPLICIT = """
+agraph (float[B,5,4] a, float[4,3] b) => (float[B,5,3] y) {
+  y = Einsum <equation = "...ij,jk"> (a, b)
+}
+"""
 
-@rule("Einsum", numerics=within(rtol=1e-5))
+
+@rule("Einsum", numerics=within(rtol=1e-5), examples=[_ELLIPSIS, _IMPLICIT])
 def einsum_as_matmul(node: Node) -> Value | None:
     """Letters in both operands number matrices, or are summed over; the others are rows and columns."""
-    left, arrow, result = node.attrs["equation"].replace(" ", "").partition("->")
-    terms = left.split(",")
-    require(arrow and "." not in left + result, "the equation is implicit, or has an ellipsis")
+    terms, result = _spelled_out(node)
     require(all(len(set(t)) == len(t) for t in (*terms, result)), "a letter is repeated")
     if len(terms) == 1:
         require(sorted(terms[0]) == sorted(result), "it sums")
@@ -41,6 +52,25 @@ def einsum_as_matmul(node: Node) -> Value | None:
         result_ = reshape_to(result_, tuple(sizes[c] for c in order))
     require(result_ is not None, "the sizes of merged dimensions are not known")
     return transpose(result_, tuple(order.index(c) for c in result))
+
+
+def _spelled_out(node: Node) -> tuple[list[str], str]:
+    """The terms of the equation and its result, with letters for ellipses, and the result written out."""
+    left, arrow, result = node.attrs["equation"].replace(" ", "").partition("->")
+    terms = left.split(",")
+    unused = [c for c in string.ascii_letters if c not in left]
+    lengths = [
+        len(known_shape(o)) - len(t.replace("...", "")) if "..." in t else 0
+        for t, o in zip(terms, node.operands, strict=True)
+    ]
+    longest = max(lengths)
+    require(min(lengths) >= 0 and longest <= len(unused), "an operand has too few dimensions")
+    ellipsis = "".join(unused[:longest])
+    terms = [t.replace("...", ellipsis[longest - n :]) for t, n in zip(terms, lengths, strict=True)]
+    if arrow:
+        return terms, result.replace("...", ellipsis)
+    once = sorted(c for c in set(left) if c.isalpha() and left.count(c) == 1)  # as numpy.einsum: in alphabetical order
+    return terms, ellipsis + "".join(once)
 
 
 def _sizes(node: Node, terms: list[str]) -> dict[str, Dim] | None:

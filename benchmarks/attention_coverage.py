@@ -226,7 +226,7 @@ def report(results: dict[str, dict[str, Any]], tools: list[str], zoo: Path) -> N
         own = facts["planish"]
         if own["problem"]:
             print(f"{name}: {own['problem']}")
-        if own["fused"] != _fusable(facts):
+        if not own["problem"] and own["fused"] != _fusable(facts):
             print(f"{name}: {own['fused']} of {facts['sites']} fused. {facts['unfusable']}")
             for line in misses(zoo / name):
                 print(f"    {line}")

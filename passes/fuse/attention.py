@@ -201,8 +201,8 @@ def attention(node: Node) -> dict[Node, Value] | None:
         return None
     try:
         steps, first = trace(weights.softmax.operands[0], node)  # type: ignore[arg-type]
-    except NoMatch:
-        if weights.foreign is not None:  # some other softmax
+    except NoMatch as miss:
+        if weights.foreign is not None and (miss.at is None or miss.at.op != "Concat"):  # some other softmax
             return None
         raise
     matched = len(steps) + len(weights.nodes) + 2

@@ -46,6 +46,14 @@ agraph (float[B,S,8] x) => (float[B,S,8] y) <int64[1] last = {-1}, float eps = {
   y = Div (d, e)
 }
 """
+_BARE = """
+agraph (float[B,S,8] x) => (float[B,S,8] y) <float two = {2.0}, int64[1] last = {-1}, float half = {-0.5}> {
+  a = Pow (x, two)
+  b = ReduceMean <keepdims = 1> (a, last)
+  c = Pow (b, half)
+  y = Mul (c, x)
+}
+"""
 _INSTANCE = """
 agraph (float[B,3,S,8] x) => (float[B,3,S,8] y) <int64[2] plane = {2, 3}, float eps = {0.00001}> {
   m = ReduceMean <keepdims = 1> (x, plane)
@@ -97,7 +105,10 @@ def _under_root(value: Value | None) -> tuple[Value, float] | None:
 
 
 def _shifted(value: Value | None) -> tuple[Value, float] | None:
+    """``v, epsilon`` for ``v + epsilon``; a mean may do without."""
     node = value.producer if value is not None else None
+    if node is not None and value is not None and node.op == "ReduceMean":
+        return value, 0.0
     if node is None or node.op != "Add":
         return None
     for i in (0, 1):
@@ -119,7 +130,7 @@ def _inverse_root(value: Value | None) -> tuple[Value, float] | None:
     return _shifted(node.operands[0]) if node.op == "Pow" and scalar_of(node.operands[1]) == -0.5 else None
 
 
-@rule("Mul", "Div", numerics=_ROUNDING, examples=[_RMS, _LAYER, _INSTANCE])
+@rule("Mul", "Div", numerics=_ROUNDING, examples=[_RMS, _LAYER, _INSTANCE, _BARE])
 def normalization(node: Node) -> Value | None:
     """A value, perhaps less its mean, divided by the root of the mean of its squares."""
     for i in (0, 1) if node.op == "Mul" else (1,):

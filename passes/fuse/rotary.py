@@ -7,13 +7,14 @@ it all. Where only a part of a head is turned, the rest passes through the same 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from ...ir import Node, Value, constant, op
 from ...ir.dims import Dim
-from ...ir.types import DType
+from ...ir.types import DType, Shape
 from ..numerics import within
 from ..rules import require, rule
 from ..simplify.fold_constants import integers
@@ -42,6 +43,9 @@ def piece_of(value: Value) -> Piece | None:
     if not isinstance(size, int):
         return None
     node = value.producer
+    pairs = _column_of_pairs(value) if node is not None and node.op in ("Gather", *RESHAPING) else None
+    if pairs is not None:
+        return pairs
     if node is None or node.op not in ("Slice", "Split") or node.operands[0] is None or node.operands[0].shape is None:
         return Piece(value, 0, size, 1)
     found = _sliced(node) if node.op == "Slice" else _split(node, value)
@@ -49,6 +53,36 @@ def piece_of(value: Value) -> Piece | None:
     if found is None or outer is None:
         return Piece(value, 0, size, 1)
     return Piece(outer.source, outer.start + found[0] * outer.step, size, outer.step * found[1])
+
+
+def _column_of_pairs(value: Value) -> Piece | None:
+    """The first or the second of each pair, where neighbours were put into a dimension of size 2 and taken from it."""
+    node, shape = value.producer, known_shape(value)
+    assert node is not None
+    if node.op == "Gather":
+        index = integers(node.operands[1])
+        last = len(shape)
+        if node.operands[1].rank != 0 or index is None or node.attrs.get("axis", 0) not in (-1, last):  # type: ignore[union-attr]
+            return None
+        pairs, first, count = node.operands[0], index[0] % 2, shape[-1]
+    else:
+        column: Value | None = node.operands[0] if node.op in RESHAPING else value
+        if column is None or column.shape is None or column.shape[-1:] != (1,) or len(column.shape) < 2:
+            return None
+        if column is not value and column.shape[:-1] != shape:
+            return None
+        piece = piece_of(column)
+        if piece is None:
+            return None
+        pairs, first, count = piece.source, piece.start, column.shape[-2]
+    if pairs is None or pairs.shape is None or pairs.shape[-1] != 2 or pairs.shape[-2] != count:
+        return None
+    merge = pairs.producer
+    whole = merge.operands[0] if merge is not None and merge.op in RESHAPING else None
+    if whole is None or not isinstance(count, int) or whole.shape != (*pairs.shape[:-2], 2 * count):
+        return None
+    outer = piece_of(whole)
+    return None if outer is None else Piece(outer.source, outer.start + first * outer.step, count, 2 * outer.step)
 
 
 def _sliced(node: Node) -> tuple[int, int] | None:
@@ -105,6 +139,8 @@ def single(table: Value, interleaved: bool, depth: int = 0) -> Value | None:
             return None
         return getattr(op, node.op)(*parts, **node.attrs)
     inner = single(node.operands[0], interleaved, depth + 1) if _keeps_last(node) else None
+    if inner is not None and node.op == "Reshape":
+        return reshaped(inner, (*table.shape[:-1], known_shape(inner)[-1]), [table])
     return None if inner is None else getattr(op, node.op)(inner, *node.operands[1:], **node.attrs)
 
 
@@ -133,7 +169,7 @@ def _repeated(node: Node, table: Value, interleaved: bool) -> Value | None:
     source = node.operands[0] if node.op in RESHAPING else None
     if source is None or source.producer is None or source.shape is None or source.shape[-1:] != (2,):
         return None
-    if source.shape[:-2] != known_shape(table)[:-1]:
+    if not _alike(source.shape[:-2], known_shape(table)[:-1]):
         return None
     inner = source.producer
     columns = inner.operands[0]
@@ -146,7 +182,14 @@ def _repeated(node: Node, table: Value, interleaved: bool) -> Value | None:
         or columns.shape[-1:] != (1,)
     ):
         return None
-    return reshaped(columns, columns.shape[:-1]) if columns.shape[:-1] == source.shape[:-1] else None
+    if columns.shape[:-1] != source.shape[:-1]:
+        return None
+    return reshaped(columns, (*known_shape(table)[:-1], columns.shape[-2]), [table])
+
+
+def _alike(a: Shape, b: Shape) -> bool:
+    """Whether two shapes differ in dimensions of size 1 only."""
+    return [d for d in a if d != 1] == [d for d in b if d != 1]
 
 
 def _is_last(axis: int, value: Value) -> bool:
@@ -169,6 +212,8 @@ def _keeps_last(node: Node) -> bool:
             axes = integers(node.operand(1))
             larger = max(rank, len(result.shape))
             return axes is not None and all(a % larger != larger - 1 for a in axes)
+        case "Reshape":
+            return _alike(source.shape[:-1], result.shape[:-1])
         case "Transpose":
             return node.attrs.get("perm", (0,))[-1] == rank - 1
     return False
@@ -220,26 +265,41 @@ def _factors(value: Value | None) -> tuple[Value, Value] | None:
     return node.operands[0], node.operands[1]
 
 
-def _quarter_turn(value: Value) -> tuple[Piece, bool] | None:
-    """What ``value`` is with each pair ``(a, b)`` turned to ``(-b, a)``, and whether pairs are neighbours."""
+def _quarter_turn(value: Value) -> tuple[Piece, bool, int] | None:
+    """What ``value`` is with each pair ``(a, b)`` turned to ``(-b, a)``, whether pairs are neighbours, and 1.
+
+    Turned the other way, to ``(b, -a)``, it is -1.
+    """
     node = value.producer
     if node is None:
         return None
     interleaved = node.op in RESHAPING
     if interleaved:
         node = node.operands[0].producer if node.operands[0] is not None else None
-    if (
-        node is None
-        or node.op != "Concat"
-        or len(node.operands) != 2
-        or not _is_last(node.attrs["axis"], node.results[0])
-    ):
+    if node is None or node.op != "Concat" or len(node.operands) != 2:
         return None
-    parts = [_unstacked(o) if interleaved else o for o in node.operands]
-    minus = parts[0].producer if parts[0] is not None else None
-    if minus is None or minus.op != "Neg" or parts[1] is None:
+    if not _is_last(node.attrs["axis"], node.results[0]):
         return None
-    return _pair(piece_of(parts[1]), piece_of(minus.operands[0]), interleaved)  # type: ignore[arg-type]
+    (first, sign), (second, other) = (_signed(o, interleaved) for o in node.operands)
+    if sign == other:
+        return None
+    found = _pair(second, first, interleaved)
+    return None if found is None else (*found, other)
+
+
+def _signed(value: Value | None, stacked: bool) -> tuple[Piece | None, int]:
+    """What part ``value`` is, and the sign that it has; ``stacked``: it has a dimension of size 1 behind."""
+    sign = 1
+    for _ in range(3):
+        node = value.producer if value is not None else None
+        inner = _unstacked(value) if stacked else None
+        if node is not None and node.op == "Neg":
+            sign, value = -sign, node.operands[0]
+        elif inner is not None:
+            value, stacked = inner, False
+    if value is None or value.producer is None:
+        return None, sign
+    return (_column_of_pairs(value) if stacked else piece_of(value)), sign
 
 
 def _unstacked(value: Value | None) -> Value | None:
@@ -300,7 +360,47 @@ agraph (float[B,S,2,4] x, float[B,S,1,2] angle) => (float[B,S,2,4] y) <
 """
 
 
-@rule("Add", numerics=_ROUNDING, examples=[_HALVES, _NEIGHBOURS])
+_BACKWARDS = """
+agraph (float[B,2,S,6] x, float[S,3] angle) => (float[B,2,S,6] y) <
+  int64[1] zero = {0}, int64[1] three = {3}, int64[1] six = {6}, int64[1] last = {-1}
+> {
+  both = Concat <axis = -1> (angle, angle)
+  cos = Cos (both)
+  sin = Sin (both)
+  a = Slice (x, zero, three, last)
+  b = Slice (x, three, six, last)
+  minus = Neg (a)
+  turned = Concat <axis = -1> (b, minus)
+  p = Mul (x, cos)
+  q = Mul (turned, sin)
+  y = Add (q, p)
+}
+"""
+_PAIRS = """
+agraph (float[B,2,S,4] x, float[S,2] angle) => (float[B,2,S,4] y) <
+  int64 zero = {0}, int64[1] one = {1}, int64[1] two = {2}, int64[1] last = {-1},
+  int64[5] split = {0, 0, 0, 2, 2}, int64[4] joined = {0, 0, 0, 4}, int64[2] wide = {0, 4}
+> {
+  stacked = Unsqueeze (angle, last)
+  repeated = Concat <axis = -1> (stacked, stacked)
+  each = Reshape (repeated, wide)
+  cos = Cos (each)
+  sin = Sin (each)
+  pairs = Reshape (x, split)
+  a = Gather <axis = -1> (pairs, zero)
+  b = Slice (pairs, one, two, last)
+  u = Neg (b)
+  v = Unsqueeze (a, last)
+  w = Concat <axis = -1> (u, v)
+  turned = Reshape (w, joined)
+  p = Mul (x, cos)
+  q = Mul (turned, sin)
+  y = Add (p, q)
+}
+"""
+
+
+@rule("Add", numerics=_ROUNDING, examples=[_HALVES, _NEIGHBOURS, _BACKWARDS, _PAIRS])
 def rotary_embedding(node: Node) -> Value | None:
     """``x * cos + quarter_turn(x) * sin``."""
     first, second = _factors(node.operands[0]), _factors(node.operands[1])
@@ -311,11 +411,12 @@ def rotary_embedding(node: Node) -> Value | None:
             found = _quarter_turn(turned[i])
             if found is None:
                 continue
-            pairs, interleaved = found
+            pairs, interleaved, direction = found
             for j in (0, 1):
                 if piece_of(plain[j]) == pairs:
                     cos, sin = (single(t, interleaved) for t in (plain[1 - j], turned[1 - i]))
                     require(cos is not None and sin is not None, "the tables may differ within a pair")
+                    sin = sin if direction > 0 else op.Neg(sin)
                     return _rotated(pairs, cos, sin, plain[j], interleaved)
     return None
 
@@ -337,7 +438,24 @@ agraph (float[B,2,S,6] x, float[B,1,S,3] cos, float[B,1,S,3] sin) => (float[B,2,
 """
 
 
-@rule("Concat", numerics=_ROUNDING, examples=[_TWO_PARTS])
+_TWO_PARTS_BACKWARDS = """
+agraph (float[B,2,S,6] x, float[B,1,S,3] cos, float[B,1,S,3] sin) => (float[B,2,S,6] y) <
+  int64[1] zero = {0}, int64[1] three = {3}, int64[1] six = {6}, int64[1] last = {-1}
+> {
+  a = Slice (x, zero, three, last)
+  b = Slice (x, three, six, last)
+  p = Mul (cos, a)
+  q = Mul (b, sin)
+  u = Add (q, p)
+  r = Mul (b, cos)
+  s = Mul (sin, a)
+  v = Sub (r, s)
+  y = Concat <axis = -1> (u, v)
+}
+"""
+
+
+@rule("Concat", numerics=_ROUNDING, examples=[_TWO_PARTS, _TWO_PARTS_BACKWARDS])
 def rotary_embedding_in_parts(node: Node) -> Value | None:
     """``a * cos - b * sin`` and ``b * cos + a * sin``, joined."""
     result = node.results[0]
@@ -347,18 +465,18 @@ def rotary_embedding_in_parts(node: Node) -> Value | None:
     u, v = (_unstacked(o) if interleaved else o for o in node.operands)
     if u is None or v is None or u.producer is None or v.producer is None:
         return None
-    if u.producer.op != "Sub" or v.producer.op != "Add":
-        return None
     terms = [_factors(o) for o in (*u.producer.operands, *v.producer.operands)]
     if any(t is None for t in terms):
         return None
-    found = _turned_parts(terms)  # type: ignore[arg-type]
-    if found is None:
+    found = list(_turned_parts(u.producer.op, v.producer.op, terms))  # type: ignore[arg-type]
+    if not found:
         return None
-    a, b, cos, sin = found
+    fitting = (f for f in found if _pair(piece_of(f[0]), piece_of(f[1]), interleaved))
+    a, b, cos, sin = next(fitting, found[0])  # cosines and sines may change places with the parts
     whole = _pair(piece_of(a), piece_of(b), interleaved)
     require(whole is not None, "the parts are no pairs of one value")
     assert whole is not None
+    sin = sin if u.producer.op == "Sub" else op.Neg(sin)
     source = _whole(a, whole[0])
     require(source is not None, "the pairs are only a part of a value")
     assert source is not None
@@ -366,15 +484,20 @@ def rotary_embedding_in_parts(node: Node) -> Value | None:
     return reshaped(turned, result.shape, [source]) if interleaved else turned
 
 
-def _turned_parts(terms: list[tuple[Value, Value]]) -> tuple[Value, Value, Value, Value] | None:
-    """``a, b, cos, sin`` for the factors of ``a * cos - b * sin`` and ``b * cos + a * sin``."""
-    first, second, *rest = terms
-    for a, cos in (first, first[::-1]):
-        for b, sin in (second, second[::-1]):
-            wanted = {frozenset((b, cos)), frozenset((a, sin))}
-            if {frozenset(t) for t in rest} == wanted:
-                return a, b, cos, sin
-    return None
+def _turned_parts(
+    first: str, second: str, terms: list[tuple[Value, Value]]
+) -> Iterator[tuple[Value, Value, Value, Value]]:
+    """``a, b, cos, sin`` for the factors of ``a * cos - b * sin`` and ``b * cos + a * sin``; or of ``+`` and ``-``."""
+    if {first, second} != {"Add", "Sub"}:
+        return
+    one, two, *rest = terms
+    wanted = [frozenset(t) for t in rest]
+    for x, y in ((one, two),) if first == "Sub" else ((one, two), (two, one)):
+        for a, cos in (x, x[::-1]):
+            for b, sin in (y, y[::-1]):
+                found = [frozenset((b, cos)), frozenset((a, sin))]
+                if found == wanted or (second == "Add" and found[::-1] == wanted):
+                    yield a, b, cos, sin
 
 
 _PARTIAL = """

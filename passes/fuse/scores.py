@@ -126,6 +126,8 @@ def _trace(value: Value, inside: Node, depth: int) -> tuple[list[Step], Node]:
         return [], node
     carriers = _carriers(node)
     require(carriers, f"the scores pass through {node.op}, which attention does not have", node, depth)
+    joined = node.op == "Concat" and not any(_same_matrix(node.operands[i], value, node) for i in carriers)  # type: ignore[arg-type]
+    require(not joined, "the scores are joined of several parts", node, depth)
     furthest: NoMatch | None = None
     for i in carriers:
         operand = node.operands[i]
@@ -149,7 +151,7 @@ def _carriers(node: Node) -> tuple[int, ...]:
         case "Add" | "Mul":
             return (0, 1)
         case "Concat":
-            return (0,) if len(node.operands) == 2 else ()
+            return (0,)
         case "Where":
             fills = {i: scalar_of(node.operands[3 - i]) for i in (1, 2)}
             return tuple(i for i, fill in fills.items() if fill is not None and fill <= _MASKING)
@@ -164,7 +166,7 @@ def _same_matrix(before: Value, after: Value, node: Node) -> bool:
     if node.op in RESHAPING:
         return len(old) >= 2 and len(new) >= 2 and old[-2:] == new[-2:]
     if node.op == "Concat":
-        return old[:-1] == new[:-1] and old[-1] + 1 == new[-1]
+        return len(node.operands) == 2 and old[:-1] == new[:-1] and old[-1] + 1 == new[-1]
     if len(old) != len(new):
         return False
     # of two symbols either may be 1, as far as shapes tell; masks are not at times larger than scores, at times not

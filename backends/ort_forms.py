@@ -28,10 +28,12 @@ _IN_BLOCKS = "com.microsoft.MultiHeadAttention"
 _SCORES = 1 << 21  # of a head, from which on blocks are faster than whole heads (measured)
 _SINGLE = 1 << 16  # and where there is one head only, which is one thread's work
 _DEPTH = 12
-_MOVES = frozenset(
-    ["Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze"]
-)
-_JOINS = frozenset(["Add", "Concat", "Max", "Min", "Sub", "Where"])
+_COMPUTE = frozenset(["Cast", "Mul", "Neg"])
+_CARRY = _COMPUTE | {  # operators whose results may be elements of their operands
+    *("Add", "Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Max", "Min", "Pad"),
+    *("Reshape", "ScatterElements", "ScatterND", "Slice", "Split", "Squeeze", "Sub", "Tile", "Transpose", "Trilu"),
+    *("Unsqueeze", "Where"),
+}
 
 
 def adapt(graph: Graph) -> None:
@@ -119,10 +121,8 @@ def _mask(node: Node) -> Value:
     dtype = query.dtype
     if mask.dtype is DType.BOOL:
         mask = op.Where(mask, constant(0.0, dtype), constant(-np.inf, dtype))
-    elif _may_be_lowest(mask):
-        lowest = np.asarray(finfo(dtype.numpy).min, dtype.numpy)
-        above = np.nextafter(lowest, np.asarray(0, dtype.numpy))
-        mask = op.Where(op.Equal(mask, constant(lowest, dtype)), constant(above, dtype), mask)
+    else:
+        mask = _raised(mask, {})
     size = (query.shape[-2], key.shape[-2]) if query.shape and key.shape and past is None else None
     if size is None or mask.shape is None or mask.shape[-2:] != size:
         mask = op.Expand(mask, _matrix(node))
@@ -141,21 +141,39 @@ def _matrix(node: Node) -> Value:
     return op.Concat(lengths[0], lengths[1] if past is None else op.Add(*lengths[1:]), axis=0)
 
 
-def _may_be_lowest(value: Value, depth: int = 0) -> bool:
-    """Whether the lowest number of its type may be an element of a floating-point ``value``."""
+def _raised(value: Value, done: dict[Value, Value], depth: int = 0) -> Value:
+    """``value`` with the next number instead of the lowest of its type.
+
+    It is replaced where it comes from: in constants at no cost, in floating-point inputs by a comparison. What is
+    computed otherwise is never exactly this number.
+    """
+    if value not in done:
+        done[value] = _raised_once(value, done, depth)
+    return done[value]
+
+
+def _raised_once(value: Value, done: dict[Value, Value], depth: int) -> Value:
+    if not value.dtype or not value.dtype.is_floating:
+        return value
+    lowest = np.asarray(finfo(value.dtype.numpy).min, value.dtype.numpy)
+    above = np.nextafter(lowest, np.asarray(0, value.dtype.numpy))
     if value.const is not None:
-        if not value.dtype.is_floating:
-            return False
-        return bool((value.const.numpy() == finfo(value.dtype.numpy).min).any())
+        array = value.const.numpy()
+        found = array == lowest
+        return constant(np.where(found, above, array), value.dtype) if found.any() else value
     node = value.producer
-    if node is None or depth > _DEPTH:
-        return True
-    if node.op in _MOVES:
-        return _may_be_lowest(node.operands[0], depth + 1)  # type: ignore[arg-type]
-    if node.op in _JOINS:
-        first = 1 if node.op == "Where" else 0
-        return any(_may_be_lowest(o, depth + 1) for o in node.operands[first:] if o is not None)
-    return node.op not in ("MatMul", "Softmax", "Sigmoid")
+    if node is None or node.graphs or node.domain or depth > _DEPTH:
+        return op.Where(op.Equal(value, constant(lowest, value.dtype)), constant(above, value.dtype), value)
+    if node.op not in _CARRY:
+        return value
+    whole = node.op not in _COMPUTE  # then what is an input comes through as it is
+    operands = [
+        o if o is None or not (whole or o.const is not None or o.producer) else _raised(o, done, depth + 1)
+        for o in node.operands
+    ]
+    if all(a is b for a, b in zip(operands, node.operands, strict=True)):
+        return value
+    return make_node(node.op, tuple(operands), dict(node.attrs), len(node.results)).results[value.index]
 
 
 _FORMS = {

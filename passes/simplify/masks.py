@@ -205,6 +205,23 @@ def expand_below_unary(node: Node) -> Value | None:
     return op.Expand(_retyped(node, [source]), target)
 
 
+@rule("Add", "Sub", "Mul", "Div", "Max", "Min", "Pow")
+def expand_below_binary(node: Node) -> Value | None:
+    """Arithmetic with a number runs before the expansion of the other operand, on fewer elements."""
+    if len(node.operands) != 2:
+        return None
+    for i in (0, 1):
+        x, other = node.operands[i], node.operands[1 - i]
+        expand = x.producer if x is not None else None
+        if expand is None or x is None or other is None or expand.op != "Expand" or expand.graph is not node.graph:
+            continue
+        source, target = expand.operands
+        if len(x.users) != 1 or source is None or not _number(other) or (other.rank or 0) > (source.rank or 0):
+            continue
+        return op.Expand(_retyped(node, [source, other] if i == 0 else [other, source]), target)
+    return None
+
+
 @rule(lambda c, s, x, y: op.Where(op.Expand(c, s), x, y))
 def expand_below_where(c: Value, s: Value, x: Value, y: Value) -> Value:
     """A choice between two numbers is made before its condition is expanded."""

@@ -50,12 +50,30 @@ def _attention(node: Node) -> bool:
     if node.operands[0].dtype not in _ATTENTION_TYPES:  # type: ignore[union-attr]
         decompose(node, {})
         return False
-    if node.operand(3) is None:
-        if _suits_blocks(node):
-            _substitute(node, _in_blocks(node))
+    if _is_capped(node):
+        _substitute(node, *_in_primitives(node))
+    elif (mask := node.operand(3)) is not None:
+        edit.set_operand(node, 3, _mask(node))
+        edit.erase_dead([mask.producer] if mask.producer is not None else [])
+    elif _suits_blocks(node):
+        _substitute(node, _in_blocks(node))
+    return node.operand(3) is not None
+
+
+def _is_capped(node: Node) -> bool:
+    """Whether it has a soft cap, and all that `_in_primitives` must know."""
+    query, key, attrs = node.operands[0], node.operands[1], node.attrs
+    if not attrs.get("softcap") or attrs.get("is_causal") or len(node.results) > 3:
         return False
-    edit.set_operand(node, 3, _mask(node))
-    return True
+    if query is None or key is None or query.dtype is not DType.FLOAT or query.shape is None or key.shape is None:
+        return False
+    counts = (
+        (attrs.get("q_num_heads"), attrs.get("kv_num_heads")) if query.rank == 3 else (query.shape[1], key.shape[1])
+    )
+    size = query.shape[-1]
+    return all(isinstance(n, int) for n in (*counts, size)) and (len(node.results) == 3) is (
+        node.operand(4) is not None
+    )
 
 
 def _suits_blocks(node: Node) -> bool:
@@ -80,6 +98,55 @@ def _in_blocks(node: Node) -> Value:
     return make_node(_IN_BLOCKS, node.operands, attrs, 1).result
 
 
+def _in_primitives(node: Node) -> list[Value]:
+    """Attention with a soft cap, of which the kernel computes the tangents one by one."""
+    attrs, (q, k, v) = node.attrs, node.operands[:3]
+    assert q is not None and k is not None and v is not None and q.shape is not None and k.shape is not None
+    on_rows = len(q.shape) == 3
+    heads, groups = (attrs["q_num_heads"], attrs["kv_num_heads"]) if on_rows else (q.shape[1], k.shape[1])
+    if on_rows:
+        q, k, v = (_heads_first(x, n) for x, n in ((q, heads), (k, groups), (v, groups)))
+    presents = []
+    if node.operand(4) is not None:
+        presents = [op.Concat(past, x, axis=2) for past, x in zip(node.operands[4:6], (k, v), strict=True)]
+        k, v = presents
+    size = q.shape[-1]  # type: ignore[index]
+    scale, cap = attrs.get("scale") or float(size) ** -0.5, attrs["softcap"]  # type: ignore[arg-type]
+    q = op.Reshape(op.Mul(q, constant(scale / cap, q.dtype)), constant([0, groups, -1, size], DType.INT64))
+    each, together = (constant([0, n, -1, 0], DType.INT64) for n in (heads, groups))
+    scores = op.Mul(op.Tanh(op.MatMul(q, op.Transpose(k, perm=(0, 1, 3, 2)))), constant(cap, q.dtype))
+    weights = op.Softmax(_masked(op.Reshape(scores, each), node), axis=-1)
+    if _holds_infinity(node.operand(3)):
+        weights = op.Where(op.IsNaN(weights), constant(0.0, q.dtype), weights)
+    result = op.Reshape(op.MatMul(op.Reshape(weights, together), v), each)
+    if on_rows:
+        result = op.Reshape(op.Transpose(result, perm=(0, 2, 1, 3)), constant([0, 0, -1], DType.INT64))
+    return [result, *presents]
+
+
+def _heads_first(rows: Value, heads: int) -> Value:
+    return op.Transpose(op.Reshape(rows, constant([0, 0, heads, -1], DType.INT64)), perm=(0, 2, 1, 3))
+
+
+def _masked(scores: Value, node: Node) -> Value:
+    mask = node.operand(3)
+    if mask is not None and mask.dtype is DType.BOOL:
+        mask = op.Where(mask, constant(0.0, scores.dtype), constant(-np.inf, scores.dtype))
+    return scores if mask is None else op.Add(scores, mask)
+
+
+def _holds_infinity(mask: Value | None, depth: int = 0) -> bool:
+    """Whether a mask may hide all keys from a query, for which Attention gives 0."""
+    if mask is None or mask.dtype is DType.BOOL:
+        return mask is not None and depth == 0
+    if mask.const is not None:
+        return mask.dtype.is_floating and bool(np.isinf(mask.const.numpy()).any())
+    node = mask.producer
+    if node is None or node.graphs or node.domain or depth > _DEPTH:
+        return True
+    return node.op in _CARRY and any(_holds_infinity(o, depth + 1) for o in node.operands)
+
+
 def _swish(node: Node) -> bool:
     """As ONNX Runtime knows it: it fuses what it runs as one; the standard's function body it runs in three steps."""
     x, alpha = node.operands[0], node.attrs.get("alpha", 1.0)
@@ -88,10 +155,25 @@ def _swish(node: Node) -> bool:
     return False
 
 
-def _substitute(node: Node, value: Value) -> None:
-    edit.insert_floating([value], node)
-    edit.replace(node.result, value)
+def _substitute(node: Node, *values: Value) -> None:
+    edit.insert_floating(values, node)
+    for old, new in zip(node.results, values, strict=True):
+        edit.replace(old, new)
     edit.erase(node)
+
+
+def _layer_normalization(node: Node) -> bool:
+    """Behind a view that changes nothing: ONNX Runtime would make a slower operator of Add and LayerNormalization."""
+    x = node.operands[0]
+    add = x.producer if x is not None else None
+    if x is None or add is None or add.op != "Add" or len(x.users) > 1 or x.shape is None or len(x.shape) < 2:
+        return False
+    size = x.shape[-1]
+    if isinstance(size, int):
+        view = op.Reshape(x, constant([*[0] * (len(x.shape) - 1), size], DType.INT64))
+        edit.insert_floating([view], node)
+        edit.set_operand(node, 0, view)
+    return False
 
 
 def _group_normalization(node: Node) -> bool:
@@ -179,5 +261,6 @@ def _raised_once(value: Value, done: dict[Value, Value], depth: int) -> Value:
 _FORMS = {
     "Attention": _attention,
     "GroupNormalization": _group_normalization,
+    "LayerNormalization": _layer_normalization,
     "Swish": _swish,
 }

@@ -237,6 +237,21 @@ def erase(node: Node) -> None:
     _emit(graph, Event("erase", node, following))
 
 
+def is_dead(node: Node) -> bool:
+    """Whether no result of ``node`` has a use (operators have no side effects)."""
+    return all(not result._users for result in node.results)
+
+
+def erase_dead(nodes: Iterable[Node]) -> None:
+    """Erase those of ``nodes`` that are dead, and what was there for them alone."""
+    stack = list(nodes)
+    while stack:
+        node = stack.pop()
+        if node.graph is not None and node is not node.graph.ret and is_dead(node):
+            erase(node)
+            stack += [o.producer for o in node.operands if o is not None and o.producer is not None]
+
+
 def set_operands(node: Node, operands: Iterable[Value | None]) -> None:
     """Give ``node`` other operands."""
     old = node.operands

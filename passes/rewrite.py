@@ -146,11 +146,6 @@ def _nested(node: Node) -> Iterator[Node]:
         yield from graph.walk()
 
 
-def is_dead(node: Node) -> bool:
-    """Whether no result of ``node`` has a use (operators have no side effects)."""
-    return all(not result._users for result in node.results)
-
-
 def _refine(node: Node) -> None:
     """Infer the types of ``node`` again after its operands became more precise."""
     try:
@@ -267,18 +262,8 @@ def apply(replacement: Replacement) -> list[Node] | str:
             node.name = root.name
     for old, new in pairs:
         edit.replace(old, new)
-    _erase_dead(replacement.roots)
+    edit.erase_dead(replacement.roots)
     return nodes
-
-
-def _erase_dead(nodes: Iterable[Node]) -> None:
-    """Erase those of ``nodes`` that are dead, and what was there for them alone: no rule should see it as a use."""
-    stack = list(nodes)
-    while stack:
-        node = stack.pop()
-        if node.graph is not None and node is not node.graph.ret and is_dead(node):
-            edit.erase(node)
-            stack += [o.producer for o in node.operands if o is not None and o.producer is not None]
 
 
 def rewrite(graph: Graph, rules: RuleIndex | Sequence[Rule], ctx: Context, seeds: Iterable[Node] | None = None) -> int:
@@ -309,7 +294,7 @@ def rewrite(graph: Graph, rules: RuleIndex | Sequence[Rule], ctx: Context, seeds
             node = worklist.pop()
             if node.graph is None or not _is_attached(node, graph):
                 continue
-            if is_dead(node):
+            if edit.is_dead(node):
                 edit.erase(node)
                 continue
             if node in worklist.stale:

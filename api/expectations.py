@@ -92,8 +92,9 @@ def _misses(name: str, graph: Graph, pipeline: Pass) -> tuple[str, ...]:
 
 def _makes(rule: Rule, op: str) -> bool:
     """Whether the module of ``rule`` builds nodes of operator ``op``."""
-    functions = [f for f in rule.function.__globals__.values() if isinstance(f, FunctionType)]
-    own = [f for f in (rule.function, *functions) if f.__module__ == rule.function.__module__]
+    home = rule.function.__module__
+    around = (rule.function, *rule.function.__globals__.values())
+    own = [f for f in around if isinstance(f, FunctionType) and f.__module__ == home]
     return any(op.lower() in (n.lower() for n in f.__code__.co_names) for f in own)
 
 

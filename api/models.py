@@ -151,8 +151,6 @@ def save_for(graph: Graph, path: str | Path, engine: Backend | None, **options: 
     """
     from planish.backends.legalize import legalize
 
-    if engine is not None:
-        graph = engine.lower(graph)
-    stamp = getattr(engine, "stamp", None)
-    found = stamp(graph) if stamp is not None else legalize(graph, _AnyRuntime())
-    save(graph, path, opset=found.opset, ir_version=found.ir_version, **options)
+    lowered, stamp = (graph, None) if engine is None else engine.lower_and_stamp(graph)
+    found = stamp or legalize(lowered, _AnyRuntime())
+    save(lowered, path, opset=found.opset, ir_version=found.ir_version, **options)

@@ -214,7 +214,7 @@ def _bind(module: Any, placeholders: Sequence[Any], args: tuple[Any, ...], const
 
     sizes = _sizes(placeholders, args, constants)
 
-    class Bound(torch.nn.Module):
+    class Bound(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.inner = module

@@ -12,13 +12,16 @@ import os
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import numpy as np
 
 from ..ir.errors import PlanishError
 from ..ir.graph import Graph, Node
 from ..ir.types import UNKNOWN, DType, SequenceType, TensorType, Type
+
+if TYPE_CHECKING:
+    from .legalize import Stamp
 
 __all__ = ["Backend", "Executable", "LoweringError", "Problem", "backend", "backends", "import_or_explain", "type_of"]
 
@@ -121,6 +124,10 @@ class Backend(ABC):
         Raises:
             LoweringError: with every node for which there is no way.
         """
+
+    def lower_and_stamp(self, graph: Graph) -> tuple[Graph, Stamp | None]:
+        """What `lower` gives, and the versions to state where it is written as a model; None: whatever suits it."""
+        return self.lower(graph), None
 
     @abstractmethod
     def compile(self, graph: Graph, **options: Any) -> Executable:

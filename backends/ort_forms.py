@@ -10,7 +10,6 @@ LayerNormalization 0.05 / 0.17, SkipLayerNormalization 0.12 / 0.79; Gelu by tanh
 from __future__ import annotations
 
 import numpy as np
-from ml_dtypes import finfo
 
 from ..ir import Graph, Node, Value, constant, edit, op
 from ..ir.builder import make_node
@@ -104,6 +103,7 @@ def _in_primitives(node: Node) -> list[Value]:
     assert q is not None and k is not None and v is not None and q.shape is not None and k.shape is not None
     on_rows = len(q.shape) == 3
     heads, groups = (attrs["q_num_heads"], attrs["kv_num_heads"]) if on_rows else (q.shape[1], k.shape[1])
+    assert isinstance(heads, int) and isinstance(groups, int)
     if on_rows:
         q, k, v = (_heads_first(x, n) for x, n in ((q, heads), (k, groups), (v, groups)))
     presents = []
@@ -237,7 +237,7 @@ def _raised(value: Value, done: dict[Value, Value], depth: int = 0) -> Value:
 def _raised_once(value: Value, done: dict[Value, Value], depth: int) -> Value:
     if not value.dtype or not value.dtype.is_floating:
         return value
-    lowest = np.asarray(finfo(value.dtype.numpy).min, value.dtype.numpy)
+    lowest = np.asarray(value.dtype.lowest, value.dtype.numpy)
     above = np.nextafter(lowest, np.asarray(0, value.dtype.numpy))
     if value.const is not None:
         array = value.const.numpy()

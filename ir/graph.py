@@ -251,6 +251,12 @@ class Node:
         """Operand ``i``, or None if it is left out or beyond the last one."""
         return self.operands[i] if i < len(self.operands) else None
 
+    def given(self, i: int) -> Value:
+        """Operand ``i``, which this operator cannot be without."""
+        value = self.operands[i]
+        assert value is not None, f"{self.op}: operand {i} is left out"
+        return value
+
     @property
     def origin(self) -> Origin:
         """Where it comes from, read from its metadata."""

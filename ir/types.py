@@ -70,6 +70,13 @@ class DType(enum.IntEnum):
         return _BITS[self]
 
     @property
+    def lowest(self) -> float:
+        """The most negative finite number of a floating-point type."""
+        from ml_dtypes import finfo
+
+        return float(finfo(self.numpy).min)  # type: ignore[no-untyped-call]
+
+    @property
     def is_floating(self) -> bool:
         """Whether it is a real floating-point type of any width."""
         return self in _FLOATING

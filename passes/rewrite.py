@@ -352,7 +352,7 @@ def explain_rules(graph: Graph, rules: Iterable[Rule]) -> list[tuple[Rule, Node,
                 reached = m.reached
             else:
                 outcome = _why_not(replacement)
-                reached = (len(m.nodes), outcome, node) if outcome else (0, "", None)
+                reached = (max(1, len(m.nodes)), outcome, node) if outcome else (0, "", None)
             if reached[0] > 0 and reached[1]:
                 misses.append((candidate, node, reached))
     return misses

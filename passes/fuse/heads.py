@@ -43,13 +43,14 @@ agraph (float[B,4,S,8] q, float[B,T,1,8] k, float[B,1,T,8] v, bool[S,T] mask) =>
 @rule("Attention", examples=[_REPEATED, _SINGLE])
 def shared_heads(node: Node) -> Value | None:
     """Keys and values that are repeated for several heads of queries: Attention repeats them itself."""
-    if node.operands[0].rank != 4 or len(node.results) > 1 or len(node.operands) > 4:
+    if node.given(0).rank != 4 or len(node.results) > 1 or len(node.operands) > 4:
         return None
-    key, value = _before_repeat(node.operands[1]), _before_repeat(node.operands[2])
+    key, value = _before_repeat(node.given(1)), _before_repeat(node.given(2))
     if key is None and value is None:
         return None
     require(key is not None and value is not None, "only one of keys and values is repeated")
-    require(key.shape[1] == value.shape[1], "keys and values are repeated differently")
+    assert key is not None and value is not None
+    require(known_shape(key)[1] == known_shape(value)[1], "keys and values are repeated differently")
     return op.Attention(node.operands[0], key, value, *node.operands[3:], **node.attrs)
 
 
@@ -59,7 +60,7 @@ def _before_repeat(value: Value) -> Value | None:
     if node is None:
         return None
     if node.op == "Transpose" and perm_of(node) == _HEADS_FIRST:
-        source = _ungrouped(node.operands[0], 2)
+        source = _ungrouped(node.given(0), 2)
         return None if source is None else op.Transpose(source, perm=_HEADS_FIRST)
     return _ungrouped(value, 1)
 
@@ -110,8 +111,9 @@ def _before_stack(stacked: Value, value: Value, axis: int) -> Value | None:
         return None
     flat = (*shape[: axis + 1], *shape[axis + 2 :])
     if node.op == "Concat" and node.attrs["axis"] % len(shape) == axis + 1:
-        alike = all(o is node.operands[0] for o in node.operands) and known_shape(node.operands[0])[axis + 1] == 1
-        return reshaped(node.operands[0], flat, [node.operands[0]]) if alike else None
+        first = node.given(0)
+        alike = all(o is first for o in node.operands) and known_shape(first)[axis + 1] == 1
+        return reshaped(first, flat, [first]) if alike else None
     if node.op not in ("Expand", "Tile"):
         return None
     source = node.operands[0]
@@ -166,9 +168,9 @@ agraph (float[B,S,16] q, float[B,S,16] k, float[B,S,16] v, float[B,2,P,8] pk, fl
 @rule("Attention", numerics=within(rtol=1e-5), examples=[_ROWS, _CACHED_ROWS])
 def attention_on_rows(node: Node) -> Value | tuple[Value, ...] | None:
     """Queries, keys and values whose heads are split and moved to the front: Attention reads the rows as they were."""
-    if node.operands[0].rank != 4 or len(node.results) > 3:
+    operands = [node.given(i) for i in range(3)]
+    if operands[0].rank != 4 or len(node.results) > 3:
         return None
-    operands = node.operands[:3]
     if any(o.producer is None or o.rank != 4 for o in operands):
         return None
     unmoved = [_before_move(o) for o in operands]
@@ -178,7 +180,7 @@ def attention_on_rows(node: Node) -> Value | tuple[Value, ...] | None:
     heads, kv_heads = (known_shape(o)[1] for o in operands[:2])
     require(isinstance(heads, int) and isinstance(kv_heads, int), "the number of heads is not known")
     require(all(isinstance(known_shape(o)[3], int) for o in operands), "the size of a head is not known")
-    rows = [_merged(u) for u in unmoved]
+    rows = [_merged(u) for u in unmoved if u is not None]
     counts = {"q_num_heads": heads, "kv_num_heads": kv_heads}
     made = op.Attention(*rows, *node.operands[3:], outputs=len(node.results), **node.attrs, **counts)
     result, *presents = made if isinstance(made, tuple) else (made,)
@@ -200,11 +202,11 @@ def _before_move(value: Value) -> Value | None:
     if node.op == "Transpose" and perm_of(node) == _HEADS_FIRST:
         return node.operands[0]
     if node.op == "Pad" and value.rank == 4 and len(value.users) == 1 and _pads_only(node, 2):
-        inner = _before_move(node.operands[0])
+        inner = _before_move(node.given(0))
         pads = integers(node.operand(1)) or ()
         moved = constant([pads[i] for i in (0, 2, 1, 3, 4, 6, 5, 7)], DType.INT64)
         return None if inner is None else op.Pad(inner, moved, *node.operands[2:], **node.attrs)
-    inner = _before_move(node.operands[0]) if _is_row_wise(node, value) else None
+    inner = _before_move(node.given(0)) if _is_row_wise(node, value) else None
     if inner is None:
         batch, heads, length, size = known_shape(value)
         return reshaped(value, (batch, length, heads, size), [value]) if 1 in (heads, length) else None
@@ -218,7 +220,7 @@ def _before_move(value: Value) -> Value | None:
 
 def _is_row_wise(node: Node, value: Value) -> bool:
     """Whether ``node`` does the same to each row of its first operand, of rank 4, and to nothing else."""
-    if node.operands[0].rank != 4 or (len(value.users) > 1 and node.op != "Split"):
+    if node.given(0).rank != 4 or (len(value.users) > 1 and node.op != "Split"):
         return False
     match node.op:
         case "RotaryEmbedding":
@@ -230,6 +232,6 @@ def _is_row_wise(node: Node, value: Value) -> bool:
         case "Slice":
             return integers(node.operand(3)) in ((-1,), (3,), [-1], [3])
         case "Mul" | "Div" | "Add" | "Sub":
-            other = node.operands[1].shape
+            other = node.given(1).shape
             return other is not None and len(other) <= 4 and all(d == 1 for d in other[:-1])
     return False

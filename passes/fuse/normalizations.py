@@ -13,7 +13,7 @@ import numpy as np
 from ...ir import Node, Value, constant, op
 from ...ir.types import DType, Shape
 from ..numerics import within
-from ..pattern import const
+from ..pattern import Match, const
 from ..rules import require, rule
 from ..simplify.fold_constants import integers
 from ..simplify.reshapes import known_shape
@@ -162,7 +162,7 @@ def _normalized(centred: Value, axis: int, epsilon: float) -> Value:
 def _ones(value: Value, axis: int) -> Value:
     sizes = known_shape(value)[axis:]
     require(all(isinstance(d, int) for d in sizes), "the size of what is normalized is not known")
-    return constant(np.ones(sizes), value.dtype)  # type: ignore[arg-type]
+    return constant(np.ones(sizes), value.dtype)  # type: ignore[type-var]
 
 
 # scale and bias
@@ -177,7 +177,7 @@ def _parameters(value: Value, norm: Node) -> Value | None:
     wanted, shape = known_shape(scale), value.shape
     number = scalar_of(value)
     if number is not None and value.dtype is scale.dtype and all(isinstance(d, int) for d in wanted):
-        return constant(np.full(wanted, number), value.dtype)  # type: ignore[arg-type]
+        return constant(np.full(wanted, number), value.dtype)  # type: ignore[type-var]
     if shape is None or value.dtype is not scale.dtype or shape[len(shape) - len(wanted) :] != wanted:
         return None
     lead = shape[: len(shape) - len(wanted)]
@@ -278,7 +278,7 @@ def normalization_in_half(node: Node) -> Value | None:
         return None
     if scalar_of(norm.operands[1]) != 1.0 or norm.operand(2) is not None:
         return None
-    ones = constant(np.ones(known_shape(norm.operands[1])), x.dtype)  # type: ignore[arg-type]
+    ones = constant(np.ones(known_shape(norm.given(1))), x.dtype)  # type: ignore[type-var]
     return getattr(op, norm.op)(x, ones, **{**norm.attrs, "stash_type": 1})
 
 
@@ -319,12 +319,13 @@ def group_normalization(x, one, zero, w, b, epsilon, match):
     require(len(grouped) == 3 and grouped[0] == shape[0], "the batch is grouped, too")
     channels = shape[1]
     require(isinstance(channels, int) and channels % groups == 0, "the channels are no multiple of the groups")
+    assert isinstance(channels, int)
     scale, bias = (_per_channel(v, channels, len(shape)) for v in (w, b))
     return op.GroupNormalization(x, scale, bias, num_groups=groups, epsilon=epsilon)
 
 
-def _grouped(match) -> Value:
-    return next(n for n in match.nodes if n.op == "InstanceNormalization").operands[0]
+def _grouped(match: Match) -> Value:
+    return next(n for n in match.nodes if n.op == "InstanceNormalization").given(0)
 
 
 def _per_channel(value: Value, channels: int, rank: int) -> Value:

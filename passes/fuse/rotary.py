@@ -29,11 +29,11 @@ _BINARY = frozenset(["Add", "Div", "Mul", "Sub"])
 
 
 class Piece(NamedTuple):
-    """Every ``step``-th of the last dimension of ``source`` from ``start`` on, ``count`` of them."""
+    """Every ``step``-th of the last dimension of ``source`` from ``start`` on, ``length`` of them."""
 
     source: Value
     start: int
-    count: int
+    length: int
     step: int
 
 
@@ -138,7 +138,7 @@ def single(table: Value, interleaved: bool, depth: int = 0) -> Value | None:
         if any(p is None for p in parts):
             return None
         return getattr(op, node.op)(*parts, **node.attrs)
-    inner = single(node.operands[0], interleaved, depth + 1) if _keeps_last(node) else None
+    inner = single(node.given(0), interleaved, depth + 1) if _keeps_last(node) else None
     if inner is not None and node.op == "Reshape":
         return reshaped(inner, (*table.shape[:-1], known_shape(inner)[-1]), [table])
     return None if inner is None else getattr(op, node.op)(inner, *node.operands[1:], **node.attrs)
@@ -311,13 +311,13 @@ def _unstacked(value: Value | None) -> Value | None:
 
 def _pair(a: Piece | None, b: Piece | None, interleaved: bool) -> tuple[Piece, bool] | None:
     """What consists of the first elements ``a`` and the second elements ``b`` of all pairs."""
-    if a is None or b is None or a.source is not b.source or a.count != b.count:
+    if a is None or b is None or a.source is not b.source or a.length != b.length:
         return None
     if interleaved:
         fits = a.step == b.step == 2 and b.start == a.start + 1
     else:
-        fits = a.step == b.step == 1 and b.start == a.start + a.count
-    return (Piece(a.source, a.start, 2 * a.count, 1), interleaved) if fits else None
+        fits = a.step == b.step == 1 and b.start == a.start + a.length
+    return (Piece(a.source, a.start, 2 * a.length, 1), interleaved) if fits else None
 
 
 _HALVES = """
@@ -416,6 +416,7 @@ def rotary_embedding(node: Node) -> Value | None:
                 if piece_of(plain[j]) == pairs:
                     cos, sin = (single(t, interleaved) for t in (plain[1 - j], turned[1 - i]))
                     require(cos is not None and sin is not None, "the tables may differ within a pair")
+                    assert cos is not None and sin is not None
                     sin = sin if direction > 0 else op.Neg(sin)
                     return _rotated(pairs, cos, sin, plain[j], interleaved)
     return None
@@ -532,12 +533,12 @@ def partial_rotary_embedding(node: Node) -> Value | None:
     first, last = piece_of(part), piece_of(rest)
     require(first is not None and last is not None and first.source is last.source, "the rest is of another value")
     assert first is not None and last is not None
-    adjacent = first.step == last.step == 1 and last.start == first.start + first.count
+    adjacent = first.step == last.step == 1 and last.start == first.start + first.length
     require(adjacent, "the parts are not adjacent")
-    whole = _whole(rest, first._replace(count=first.count + last.count))
+    whole = _whole(rest, first._replace(length=first.length + last.length))
     require(whole is not None, "the parts are not the whole")
     assert whole is not None
-    attrs = {**inner.attrs, "rotary_embedding_dim": first.count}
+    attrs = {**inner.attrs, "rotary_embedding_dim": first.length}
     if not on_rows:
         return op.RotaryEmbedding(whole, *inner.operands[1:], **attrs)
     batch, length, heads, size = known_shape(whole)

@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from ml_dtypes import finfo
 
 from ...ir import Node, Value, constant, op
 from ...ir.types import DType, Shape
@@ -197,8 +196,8 @@ def replay(steps: list[Step], product: Node, dtype: DType) -> Logits:
 
 def _narrowed(bias: Value, dtype: DType) -> Value:
     """``bias`` in another type; large numbers must not become infinite, which would mask a row as a whole."""
-    if bias.dtype.is_floating and finfo(bias.dtype.numpy).max > finfo(dtype.numpy).max:
-        limit = constant(0.9 * float(finfo(dtype.numpy).min), bias.dtype)
+    if bias.dtype.is_floating and bias.dtype.lowest < dtype.lowest:
+        limit = constant(0.9 * dtype.lowest, bias.dtype)
         bias = op.Where(op.IsInf(bias), bias, op.Max(bias, limit))
     return op.Cast(bias, to=dtype)
 
@@ -295,7 +294,7 @@ def _where(logits: Logits, step: Step) -> None:
     dtype = step.node.results[0].dtype
     assert condition is not None and fill is not None
     if fill > _SATURATING:  # in a row that is masked as a whole, all positions weigh the same: so they do at the limit
-        fill = float(finfo(dtype.numpy).min)
+        fill = dtype.lowest
     masked = constant(fill, dtype)
     open_ = logits.bias if logits.bias is not None else constant(0.0, dtype)
     logits.bias = op.Where(condition, open_, masked) if keep == 1 else op.Where(condition, masked, open_)

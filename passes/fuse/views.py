@@ -27,7 +27,7 @@ def available(value: Value, place: Node) -> Value:
     node = value.producer
     require(node is not None and node.graph is place.graph and not node.graphs, "a value is defined too late", node)
     assert node is not None
-    operands = [None if o is None else available(o, place) for o in node.operands]
+    operands = tuple(None if o is None else available(o, place) for o in node.operands)
     return make_node(node.op, operands, dict(node.attrs), len(node.results)).results[value.index]
 
 

@@ -30,7 +30,7 @@ def einsum_as_matmul(node: Node) -> Value | None:
     require(all(len(set(t)) == len(t) for t in (*terms, result)), "a letter is repeated")
     if len(terms) == 1:
         require(sorted(terms[0]) == sorted(result), "it sums")
-        return transpose(node.operands[0], tuple(terms[0].index(c) for c in result))
+        return transpose(node.given(0), tuple(terms[0].index(c) for c in result))
     require(len(terms) == 2, "it has more than two operands")
     a, b = terms
     batch = [c for c in result if c in a and c in b]
@@ -39,13 +39,13 @@ def einsum_as_matmul(node: Node) -> Value | None:
     require(
         sorted(a) == sorted(batch + rows + summed) and sorted(b) == sorted(batch + summed + columns), "it sums alone"
     )
-    require(all(o.dtype.is_floating for o in node.operands), "integers")
+    require(node.given(0).dtype.is_floating, "integers")
     sizes = _sizes(node, terms)
     if sizes is None:
         return None
     lead, rows = rows[:-1], rows[-1:]  # further rows number matrices that the other operand has only one of
-    x = _matrices(node.operands[0], a, [lead + batch, rows, summed], sizes)
-    y = _matrices(node.operands[1], b, [batch, summed, columns], sizes)
+    x = _matrices(node.given(0), a, [lead + batch, rows, summed], sizes)
+    y = _matrices(node.given(1), b, [batch, summed, columns], sizes)
     order = lead + batch + rows + columns
     result_ = op.MatMul(x, y)
     if len(rows) != 1 or len(columns) != 1:
@@ -58,10 +58,10 @@ def _spelled_out(node: Node) -> tuple[list[str], str]:
     """The terms of the equation and its result, with letters for ellipses, and the result written out."""
     left, arrow, result = node.attrs["equation"].replace(" ", "").partition("->")
     terms = left.split(",")
+    require(len(terms) == len(node.operands), "there are not as many terms as operands")
     unused = [c for c in string.ascii_letters if c not in left]
     lengths = [
-        len(known_shape(o)) - len(t.replace("...", "")) if "..." in t else 0
-        for t, o in zip(terms, node.operands, strict=True)
+        len(known_shape(node.given(i))) - len(t.replace("...", "")) if "..." in t else 0 for i, t in enumerate(terms)
     ]
     longest = max(lengths)
     require(min(lengths) >= 0 and longest <= len(unused), "an operand has too few dimensions")
@@ -76,8 +76,8 @@ def _spelled_out(node: Node) -> tuple[list[str], str]:
 def _sizes(node: Node, terms: list[str]) -> dict[str, Dim] | None:
     """The size of each letter; None where one operand may broadcast along it."""
     sizes: dict[str, Dim] = {}
-    for term, operand in zip(terms, node.operands, strict=True):
-        for letter, dim in zip(term, known_shape(operand), strict=True):
+    for i, term in enumerate(terms):
+        for letter, dim in zip(term, known_shape(node.given(i)), strict=True):
             if sizes.setdefault(letter, dim) != dim and (dim == 1 or sizes[letter] == 1):
                 return None
     return sizes
@@ -91,4 +91,5 @@ def _matrices(value: Value, term: str, groups: list[list[str]], sizes: dict[str,
         return moved
     merged = reshape_to(moved, (*(sizes[c] for c in groups[0]), *(product(sizes[c] for c in g) for g in groups[1:])))
     require(merged is not None, "the sizes of merged dimensions are not known")
+    assert merged is not None
     return merged

@@ -1,0 +1,151 @@
+"""The forms of fused operators that ONNX Runtime gets: what is chosen, and that it computes the same."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from planish.backends import backend
+from planish.backends.onnxruntime import OnnxRuntime
+from planish.ir import Graph
+from planish.ir.text import parse
+from planish.models import save_for
+
+ORT = OnnxRuntime()
+LOWEST = float(np.finfo(np.float32).min)
+
+
+def lowered(text: str) -> tuple[Graph, Counter[str]]:
+    graph = ORT.lower(parse(text))
+    assert all(any(r.is_used for r in n.results) for n in graph.walk()), str(graph)  # nothing dead is written
+    return graph, Counter(n.op for n in graph.nodes)
+
+
+def check(text: str, **inputs: np.ndarray) -> None:
+    """ONNX Runtime computes what the reference does."""
+    graph = parse(text)
+    expected = backend("reference").compile(graph)(inputs)
+    found = ORT.compile(graph)(inputs)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, atol=1e-5)
+
+
+def random(*shape: int) -> np.ndarray:
+    return np.random.default_rng(len(shape)).standard_normal(shape).astype(np.float32)
+
+
+def rows(mask: str = "", operand: str = "", attrs: str = "", length: str = "S") -> str:
+    given = f", {mask} m" if mask else ""
+    return f"""
+        g (float[B,{length},16] q, float[B,{length},8] k, float[B,{length},8] v{given}) => (float[B,{length},16] y) {{
+          y = Attention <q_num_heads = 4, kv_num_heads = 2{attrs}> (q, k, v{operand}) }}"""
+
+
+def test_attention_stays_on_rows() -> None:
+    _, found = lowered(rows())
+    assert found == {"Attention": 1}
+    check(rows(), q=random(2, 5, 16), k=random(2, 5, 8), v=random(2, 5, 8))
+
+
+def test_rows_that_are_masked_as_a_whole() -> None:
+    """The kernel gives 0 for a row of lowest numbers, the standard the mean: so the number is another one."""
+    text = """
+        g (float[B,S,16] q, float[B,S,8] k, float[B,S,8] v, bool[B,1,S,S] keep) => (float[B,S,16] y) <
+          float none = {0.0}, float low = {-3.4028235e38} > {
+          m = Where (keep, none, low)
+          y = Attention <q_num_heads = 4, kv_num_heads = 2> (q, k, v, m) }"""
+    _, found = lowered(text)
+    assert (found["Where"], found["Equal"]) == (1, 0)  # it is another one in the constant
+    keep = np.tril(np.ones((2, 1, 5, 5), bool))
+    keep[1, :, 2] = False
+    check(text, q=random(2, 5, 16), k=random(2, 5, 8), v=random(2, 5, 8), keep=keep)
+
+
+def test_a_mask_that_is_an_input() -> None:
+    text = rows("float[B,1,S,S]", ", m")
+    mask = np.where(np.tril(np.ones((2, 1, 5, 5), bool)), 0, LOWEST).astype(np.float32)
+    mask[0, :, 3] = LOWEST
+    check(text, q=random(2, 5, 16), k=random(2, 5, 8), v=random(2, 5, 8), m=mask)
+
+
+@pytest.mark.parametrize("mask", ["", "float[S,S]", "bool[B,1,S,S]"])
+def test_a_soft_cap_is_written_out(mask: str) -> None:
+    text = rows(mask, ", m" if mask else "", ", softcap = 2.0, scale = 0.7")
+    _, found = lowered(text)
+    assert found["Attention"] == 0
+    assert found["Tanh"] == 1
+    inputs = {"q": 3 * random(2, 5, 16), "k": random(2, 5, 8), "v": random(2, 5, 8)}
+    if mask == "float[S,S]":
+        inputs["m"] = random(5, 5)
+    elif mask:
+        inputs["m"] = np.tril(np.ones((2, 1, 5, 5), bool))
+    check(text, **inputs)
+
+
+def test_a_soft_cap_with_a_cache() -> None:
+    text = """
+        g (float[B,S,16] q, float[B,S,8] k, float[B,S,8] v, float[B,2,P,4] pk, float[B,2,P,4] pv) =>
+          (float[B,S,16] y, float[B,2,T,4] nk, float[B,2,T,4] nv) {
+          y, nk, nv = Attention <q_num_heads = 4, kv_num_heads = 2, softcap = 1.5> (q, k, v, , pk, pv) }"""
+    _, found = lowered(text)
+    assert found["Attention"] == 0
+    check(text, q=random(2, 3, 16), k=random(2, 3, 8), v=random(2, 3, 8), pk=random(2, 2, 6, 4), pv=random(2, 2, 6, 4))
+
+
+LONG = """
+    g (float[B,{queries},{width}] q, float[B,{keys},{width}] k, float[B,{keys},{width}] v) =>
+      (float[B,{queries},{width}] y) {{ y = Attention <q_num_heads = {heads}, kv_num_heads = {heads}> (q, k, v) }}"""
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "heads", "expected"),
+    [
+        (2048, 1024, 2, "com.microsoft.MultiHeadAttention"),
+        (1024, 256, 1, "com.microsoft.MultiHeadAttention"),
+        (512, 512, 2, "Attention"),
+        (64, 64, 1, "Attention"),
+    ],
+)
+def test_long_rows_in_blocks(queries: int, keys: int, heads: int, expected: str) -> None:
+    text = LONG.format(queries=queries, keys=keys, heads=heads, width=8 * heads)
+    assert lowered(text)[1] == {expected: 1}
+    check(text, q=random(1, queries, 8 * heads), k=random(1, keys, 8 * heads), v=random(1, keys, 8 * heads))
+
+
+def test_no_skip_normalization(tmp_path: Path) -> None:
+    """ONNX Runtime would make SkipLayerNormalization of it, which is slower than its parts."""
+    import onnxruntime
+
+    text = """
+        g (float[B,S,4] x, float[B,S,4] z) => (float[B,S,4] y) <
+          float[4] w = {1.0, 2.0, 3.0, 4.0}, float[4] b = {0.1, 0.2, 0.3, 0.4} > {
+          a = Add (x, z) y = LayerNormalization (a, w, b) }"""
+    save_for(parse(text), tmp_path / "model.onnx", ORT)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", options, providers=["CPUExecutionProvider"])
+    ops = [n.op_type for n in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert "SkipLayerNormalization" not in ops
+    assert "LayerNormalization" in ops
+    assert session.run(None, {"x": random(0, 3, 4), "z": random(0, 3, 4)})[0].shape == (0, 3, 4)
+    check(text, x=random(2, 3, 4), z=random(2, 3, 4)[::-1])
+
+
+def test_group_normalization() -> None:
+    text = """
+        g (float[B,4,S] x, float[4] w, float[4] b) => (float[B,4,S] y) {
+          y = GroupNormalization <num_groups = 2, epsilon = 0.01> (x, w, b) }"""
+    assert lowered(text)[1]["InstanceNormalization"] == 1
+    check(text, x=random(2, 4, 5), w=random(4), b=random(4))
+
+
+@pytest.mark.parametrize("attrs", ["", " <alpha = 1.702>"])
+def test_swish(attrs: str) -> None:
+    text = f"g (float[B,8] x) => (float[B,8] y) {{ y = Swish{attrs} (x) }}"
+    assert lowered(text)[1]["Sigmoid"] == 1
+    check(text, x=random(3, 8))

@@ -252,6 +252,9 @@ def apply(replacement: Replacement) -> list[Node] | str:
     place = _place(replacement)
     if place is None:
         return _TOO_LATE
+    replaced = {old for old, _ in pairs}
+    if any(o in replaced for node in edit.floating([new for _, new in pairs]) for o in node.operands):
+        return "the right side is computed from what it replaces"
     root = replacement.roots[0]
     nodes = edit.insert_floating([new for _, new in pairs], place)
     for node in nodes:

@@ -223,6 +223,38 @@ def attention(node: Node) -> dict[Node, Value] | None:
         raise NoMatch(str(miss), miss.at or weights.softmax, max(matched, miss.matched)) from None
 
 
+_SIZES = """
+agraph (float[B,S,4] q, float[B,4,T] k, bool[B,T] keep, float[B,T,3] v) => (float[B,S,3] y) <
+  int64[1] rows = {1}, float low = {-1e30}
+> {
+  a = MatMul (q, k)
+  sizes = Shape (a)
+  m = Unsqueeze (keep, rows)
+  n = Expand (m, sizes)
+  b = Where (n, a, low)
+  w = Softmax <axis = -1> (b)
+  y = MatMul (w, v)
+}
+"""
+
+
+@rule("Shape", examples=[_SIZES])
+def shape_of_scores(node: Node) -> Value | None:
+    """The sizes of scores are those of queries and keys: masks that are expanded to them need not know the scores."""
+    scores = node.given(0)
+    if scores.producer is None or scores.shape is None or len(scores.users) < 2:
+        return None
+    try:
+        _, product = trace(scores, node)
+    except NoMatch:
+        return None
+    query, key = product.given(0), product.given(1)
+    if query.const is not None or key.const is not None:
+        return None
+    inputs = node.graph.root.inputs if node.graph is not None else []
+    return shape_vector(scores.shape[node.attrs.get("start") : node.attrs.get("end")], [query, key, *inputs])
+
+
 def _is_over_last(softmax: Node) -> bool:
     rank = softmax.results[0].rank
     axis = softmax.attrs.get("axis", -1)
@@ -257,7 +289,8 @@ def _build(query: Value, key: Value, products: list[Node], logits: Logits, weigh
     root = products[0]
     values = [available(p.operands[1], root) for p in products]  # type: ignore[arg-type]
     value, sizes = _side_by_side(values)
-    sources = [query, key, value, root.result]
+    inputs = root.graph.root.inputs if root.graph is not None else []
+    sources = [query, key, value, *inputs]
     query, scale = _unscaled(query, logits.scale)
     key, scale = _unscaled(key, scale)
     key = swapped(key)

@@ -1,6 +1,6 @@
 """How long ONNX Runtime's CPU kernels take for one fused site in each form that it could be written in.
 
-``python benchmarks/ort_forms.py [--threads N] [--rounds N] [SITE…]`` prints a table per site. All forms of a site run
+``python benchmarks/ort_forms.py [SITE…] [--lengths N…]`` prints a table per site. All forms of a site run
 in turns in one process, with ONNX Runtime's own optimizations on and thread pools that do not spin. The forms compute
 the same (this is checked). `backends/ort_forms.py` chooses by these numbers.
 """
@@ -81,6 +81,22 @@ def _causal(body: str) -> Form:
     return text
 
 
+def _single(operator: str) -> Form:
+    def text(length: int) -> str:
+        row = f"float[{B},{length},{D}]"
+        return f"{OPSETS} agraph ({row} q, {row} k, {row} v) => (float[a,b,c] y) {{ y = {operator}(q, k, v) }}"
+
+    return text
+
+
+_CAPPED = (
+    SPLIT + _heads("q4", "q") + _heads("v4", "v") + "k_4 = Reshape(k, split) kt = Transpose<perm = [0, 2, 3, 1]>(k_4)\n"
+    f"s = Constant<value_float = {SCALE / 50}>() c = Constant<value_float = 50.0>() m = MatMul(q4, kt) a = Mul(m, s)\n"
+    "h = Tanh(a) d = Mul(h, c) b = Add(d, causal) w = Softmax<axis = -1>(b) o = MatMul(w, v4)\n"
+    "t = Transpose<perm = [0, 2, 1, 3]>(o) y = Reshape(t, merged)"
+)
+
+
 def _elementwise(body: str, width: int = 4 * E) -> Form:
     def text(length: int) -> str:
         row = f"float[{B},{length},{width}]"
@@ -139,6 +155,20 @@ SITES: dict[str, dict[str, Form]] = {
             "(q, k, v, , , last, total)"
         ),
     },
+    "attention with one head": {
+        "Attention on rows": _single("Attention<q_num_heads = 1, kv_num_heads = 1>"),
+        "MultiHeadAttention": _single("com.microsoft.MultiHeadAttention<num_heads = 1>"),
+    },
+    "causal attention with a soft cap": {
+        "primitives": _causal(_CAPPED),
+        "Attention on rows": _causal(
+            f"y = Attention<q_num_heads = {N}, kv_num_heads = {N}, softcap = 50.0>(q, k, v, causal)"
+        ),
+        "GroupQueryAttention": _causal(
+            f"y, pk, pv = com.microsoft.GroupQueryAttention<num_heads = {N}, kv_num_heads = {N}, softcap = 50.0>"
+            "(q, k, v, , , last, total)"
+        ),
+    },
     "one new position behind a cache": {
         "Concat, Attention": _cached(
             "".join(_heads(f"{n}4", n) for n in "qkv") + "nk = Concat<axis = 2>(pk, k4) nv = Concat<axis = 2>(pv, v4)\n"
@@ -172,6 +202,11 @@ SITES: dict[str, dict[str, Form]] = {
         "QuickGelu": _elementwise("y = com.microsoft.QuickGelu<alpha = 1.0>(x)"),
     },
     "Add, LayerNormalization": {
+        "Add, view, LayerNormalization": _elementwise(
+            _ONES + _ZEROS + f"v = Constant<value_ints = [0, 0, {E}]>() a = Add(x, z) b = Reshape(a, v)\n"
+            "y = LayerNormalization(b, one, zero)",
+            E,
+        ),
         "Add, LayerNormalization": _elementwise(
             _ONES + _ZEROS + "a = Add(x, z) y = LayerNormalization(a, one, zero)", E
         ),
@@ -274,16 +309,17 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description="Time the forms of fused operators in ONNX Runtime.")
     parser.add_argument("sites", nargs="*", help=f"of {', '.join(SITES)} (default: all)")
+    parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), help="numbers of positions")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=40)
     args = parser.parse_args()
     for site in args.sites or SITES:
-        by_length = [measure(SITES[site], n, args.threads, args.rounds) for n in LENGTHS]
+        by_length = [measure(SITES[site], n, args.threads, args.rounds) for n in args.lengths]
         rows = []
         for form in SITES[site]:
             cells = [found[form] for found in by_length]
             rows.append([form, *(f"{c:.3f}" if isinstance(c, float) else c for c in cells)])
-        print(markdown(site, ["form, ms", *(f"{n} positions" for n in LENGTHS)], rows), flush=True)
+        print(markdown(site, ["form, ms", *(f"{n} positions" for n in args.lengths)], rows), flush=True)
 
 
 if __name__ == "__main__":

@@ -40,9 +40,12 @@ Axes = dict[str, dict[int, str]]  # input name -> dynamic axis -> its symbol
 
 @dataclass(frozen=True)
 class Recipe:
-    """One zoo entry: a transformers model class, the configuration that differs from its default, and its inputs."""
+    """One zoo entry: a transformers model class, the configuration that differs from its default, and its inputs.
 
-    model: str
+    Instead of the name of a class, ``model`` may be a function that builds a module from ``options``.
+    """
+
+    model: str | Callable[..., torch.nn.Module]
     inputs: Callable[[Any], tuple[Inputs, Axes]]
     options: dict[str, Any] = field(default_factory=dict)
     attention: str | None = None  # transformers' attn_implementation; None: its default, sdpa where a model has one
@@ -110,6 +113,21 @@ def audio(config: Any) -> tuple[Inputs, Axes]:
         "decoder_input_ids": _tokens(config.vocab_size, TARGET_SEQUENCE),
     }
     return inputs, {"input_features": {0: "batch"}, "decoder_input_ids": {0: "batch", 1: "target_sequence"}}
+
+
+def unet_block(**options: Any) -> torch.nn.Module:
+    """A block of a Stable-Diffusion-like UNet."""
+    from attention_modules import UNetBlock
+
+    return UNetBlock(**options)
+
+
+def latents_and_text(_config: Any) -> tuple[Inputs, Axes]:
+    """What `unet_block` takes."""
+    import torch
+
+    inputs = {"x": torch.randn(BATCH, 320, 64, 64), "text": torch.randn(BATCH, 77, 768)}
+    return inputs, {name: {0: "batch"} for name in inputs}
 
 
 # --- the zoo ---------------------------------------------------------------------------------------------------------
@@ -191,6 +209,7 @@ ZOO: dict[str, Recipe] = {
         image(224),
         {"width_coefficient": 1.0, "depth_coefficient": 1.0, "image_size": 224, "hidden_dim": 1280, "num_labels": 1000},
     ),
+    "unet-block": Recipe(unet_block, latents_and_text, {"channels": 320, "heads": 8, "text": 768}),
     "segformer-b0": Recipe("SegformerForSemanticSegmentation", image(512), {"num_labels": 150}),
 }
 
@@ -204,6 +223,10 @@ def build(recipe: Recipe) -> tuple[torch.nn.Module, Inputs, Axes]:
     import transformers
 
     torch.manual_seed(SEED)
+    if not isinstance(recipe.model, str):
+        model = recipe.model(**recipe.options).eval().requires_grad_(False)
+        _disturb_constants(model)
+        return model, *recipe.inputs(None)
     model_class = getattr(transformers, recipe.model)
     config = model_class.config_class(**recipe.options)
     if recipe.attention is not None:

@@ -22,8 +22,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import attention_zoo
-from attention_zoo import BATCH, FORMS, LENGTH, TARGET, VOCABULARY
+from attention_zoo import (
+    BATCH,
+    FORMS,
+    LENGTH,
+    SECONDS,
+    TARGET,
+    VOCABULARY,
+    count_sites,
+    disturbed,
+    export_dynamo,
+    export_torchscript,
+    require_running,
+    run,
+)
 
 DEFAULT_FORMS = ("sdpa-18-optimized",)
 MEMORY = 16 << 30  # of one export, in bytes
@@ -261,7 +273,7 @@ def build(name: str, attention: str) -> tuple[Any, Inputs, dict[str, Any]]:
 
 
 def _sites(module: Any, inputs: dict[str, Any]) -> int:
-    sites = attention_zoo.count_sites(lambda: module(**inputs))
+    sites = count_sites(lambda: module(**inputs))
     if not sites:
         raise ValueError("no attention")
     return sites
@@ -285,7 +297,7 @@ def _module(model_class: Any, config: Any, attention: str) -> Any:
     except ValueError:  # it has no such implementation
         config._attn_implementation = "eager"
         module = model_class(config)
-    return attention_zoo._disturbed(module)
+    return disturbed(module)
 
 
 def _configs(config: Any) -> Iterator[Any]:
@@ -472,10 +484,10 @@ def _export(module: Any, inputs: dict[str, Any], axes: Any, folder: Path, form: 
     for given in (axes, None) if dynamic else (None,):
         try:
             if dynamo:
-                attention_zoo._export_dynamo(module, inputs, given, folder, opset, optimize, False)
+                export_dynamo(module, inputs, given, folder, opset, optimize, False)
             else:
-                attention_zoo._export_torchscript(module, inputs, given, folder, opset, False)
-            attention_zoo._require_running(folder)
+                export_torchscript(module, inputs, given, folder, opset, False)
+            require_running(folder)
         except Exception as error:
             if given is None:
                 raise
@@ -492,7 +504,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="model types or name.form (default: all)")
     parser.add_argument("--forms", nargs="+", default=DEFAULT_FORMS, choices=list(FORMS))
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--seconds", type=int, default=attention_zoo.SECONDS, help="for one export")
+    parser.add_argument("--seconds", type=int, default=SECONDS, help="for one export")
     args = parser.parse_args()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -502,12 +514,11 @@ def main() -> None:
     torch.set_num_threads(1)
     _classes("llama")  # and with it what all architectures import
     args.out.mkdir(parents=True, exist_ok=True)
-    attention_zoo.export, attention_zoo.SECONDS = export, args.seconds  # what its processes call
     wanted = [f"{n}.{f}" for f in args.forms for n in architectures()]
     wanted = [n for n in wanted if not args.names or n in args.names or n.split(".")[0] in args.names]
     todo = [n for n in wanted if not (args.out / n).exists()]
     with ThreadPoolExecutor(args.jobs) as pool:
-        problems = dict(zip(todo, pool.map(lambda n: attention_zoo._run(n, args.out), todo), strict=True))
+        problems = dict(zip(todo, pool.map(lambda n: run(n, args.out, export, args.seconds), todo), strict=True))
     known = args.out / "failures.json"
     before = json.loads(known.read_text()) if known.exists() else {}
     known.write_text(json.dumps({n: p for n, p in {**before, **problems}.items() if p}, indent=1))

@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import shutil
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -300,7 +301,7 @@ def build(name: str, attention: str) -> tuple[Any, dict[str, Any], dict[str, Any
         from attention_modules import cases
 
         module, inputs, axes = cases()[name]()
-        return _disturbed(module), inputs, axes
+        return disturbed(module), inputs, axes
     import transformers
 
     class_name, kind, options = {**CORE, **FURTHER}[name]
@@ -313,10 +314,10 @@ def build(name: str, attention: str) -> tuple[Any, dict[str, Any], dict[str, Any
         config._attn_implementation = "eager"
         module = model_class(config)
     inputs, axes = _inputs(kind, config)
-    return _disturbed(module), inputs, axes
+    return disturbed(module), inputs, axes
 
 
-def _disturbed(module: Any) -> Any:
+def disturbed(module: Any) -> Any:
     import torch
 
     with torch.no_grad():
@@ -455,17 +456,17 @@ def export(full: str, folder: Path) -> None:
         results = [t for t in tree_leaves(call()) if isinstance(t, torch.Tensor)]
         sites = count_sites(call)
         if dynamo:
-            _export_dynamo(module, inputs, axes if dynamic else None, folder, opset, optimize, positional)
+            export_dynamo(module, inputs, axes if dynamic else None, folder, opset, optimize, positional)
         else:
-            _export_torchscript(module, inputs, axes if dynamic else None, folder, opset, positional)
+            export_torchscript(module, inputs, axes if dynamic else None, folder, opset, positional)
     np.savez(folder / "inputs.npz", **{k: v.numpy() for k, v in inputs.items()})
     np.savez(folder / "outputs.npz", **{f"{i:03}": t.numpy() for i, t in enumerate(results)})
-    _require_running(folder)
+    require_running(folder)
     facts = {"sites": sites, "unfusable": UNFUSABLE.get(name, ""), "core": name not in FURTHER}
     (folder / "sites.json").write_text(json.dumps(facts))
 
 
-def _require_running(folder: Path) -> None:
+def require_running(folder: Path) -> None:
     """Some exports do not run at all: nobody can make anything of these."""
     from evaluate import load_inputs, open_session
 
@@ -474,7 +475,7 @@ def _require_running(folder: Path) -> None:
     session.run(None, {v.name: inputs[v.name] for v in session.get_inputs()})
 
 
-def _export_dynamo(
+def export_dynamo(
     module: Any, inputs: dict[str, Any], axes: Any, folder: Path, opset: int, optimize: bool, positional: bool
 ) -> None:
     import torch
@@ -494,7 +495,7 @@ def _export_dynamo(
     program.save(folder / "model.onnx")
 
 
-def _export_torchscript(
+def export_torchscript(
     module: Any, inputs: dict[str, Any], axes: Any, folder: Path, opset: int, positional: bool
 ) -> None:
     import torch
@@ -524,11 +525,11 @@ def _export_torchscript(
     )
 
 
-def _attempt(full: str, folder: Path, answer: Any) -> None:
+def _attempt(export_one: Callable[[str, Path], None], full: str, folder: Path, answer: Any) -> None:
     """In a process of its own."""
     warnings.filterwarnings("ignore")
     try:
-        export(full, folder)
+        export_one(full, folder)
     except BaseException as error:  # noqa: BLE001 - whatever goes wrong in an export is one line of the report
         cause: BaseException = error
         while cause.__cause__ is not None:
@@ -539,18 +540,18 @@ def _attempt(full: str, folder: Path, answer: Any) -> None:
         answer.send("")
 
 
-def _run(full: str, out: Path) -> str:
+def run(full: str, out: Path, export_one: Callable[[str, Path], None] = export, seconds: int = SECONDS) -> str:
     """Export in a process of its own; returns what went wrong, or ""."""
     part = out / f".{full}"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     context = multiprocessing.get_context("fork")  # torch and transformers are loaded once
     receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_attempt, args=(full, part, sender))
+    child = context.Process(target=_attempt, args=(export_one, full, part, sender))
     child.start()
     sender.close()
     try:
-        problem = receiver.recv() if receiver.poll(SECONDS) else f"more than {SECONDS} s"
+        problem = receiver.recv() if receiver.poll(seconds) else f"more than {seconds} s"
     except EOFError:
         problem = "the process died"
     child.kill()
@@ -578,7 +579,7 @@ def main() -> None:
     wanted = [n for n in names() if not args.names or n in args.names or n.split(".")[0] in args.names]
     todo = [n for n in wanted if not (args.out / n).exists()]
     with ThreadPoolExecutor(args.jobs) as pool:
-        problems = dict(zip(todo, pool.map(lambda n: _run(n, args.out), todo), strict=True))
+        problems = dict(zip(todo, pool.map(lambda n: run(n, args.out), todo), strict=True))
     known = args.out / "failures.json"
     before = json.loads(known.read_text()) if known.exists() else {}
     kept = {n: p for n, p in {**before, **problems}.items() if p}

@@ -41,7 +41,7 @@ def command(tool: str, model: Path, out: Path) -> list[str]:
     """The command line that optimizes ``model`` into ``out``."""
     if tool == "planish":
         script = str(Path(sys.executable).with_name("planish"))
-        return [script, "optimize", str(model), "-o", str(out), "--verify", "off", "--no-measure"]
+        return [script, "optimize", str(model), "-o", str(out), "-p", "simplify", "--verify", "off", "--no-measure"]
     return [sys.executable, str(HERE / "peers.py"), tool, str(model), str(out)]
 
 

@@ -117,7 +117,7 @@ def _in_primitives(node: Node) -> list[Value]:
     each, together = (constant([0, n, -1, 0], DType.INT64) for n in (heads, groups))
     scores = op.Mul(op.Tanh(op.MatMul(q, op.Transpose(k, perm=(0, 1, 3, 2)))), constant(cap, q.dtype))
     weights = op.Softmax(_masked(op.Reshape(scores, each), node), axis=-1)
-    if _holds_infinity(node.operand(3)):
+    if _hides_all(node.operand(3)):
         weights = op.Where(op.IsNaN(weights), constant(0.0, q.dtype), weights)
     result = op.Reshape(op.MatMul(op.Reshape(weights, together), v), each)
     if on_rows:
@@ -136,16 +136,24 @@ def _masked(scores: Value, node: Node) -> Value:
     return scores if mask is None else op.Add(scores, mask)
 
 
-def _holds_infinity(mask: Value | None, depth: int = 0) -> bool:
-    """Whether a mask may hide all keys from a query, for which Attention gives 0."""
+def _hides_all(mask: Value | None) -> bool:
+    """Whether a mask may hide all keys from a query by infinity, for which Attention gives 0."""
     if mask is None or mask.dtype is DType.BOOL:
-        return mask is not None and depth == 0
-    if mask.const is not None:
-        return mask.dtype.is_floating and bool(np.isinf(mask.const.numpy()).any())
-    node = mask.producer
+        return mask is not None
+    return _lower_bound(mask) < mask.dtype.lowest
+
+
+def _lower_bound(value: Value, depth: int = 0) -> float:
+    """What the elements of a mask are not below: inputs may hold anything, what is computed otherwise nothing large."""
+    if value.const is not None:
+        return float(value.const.numpy().min(initial=0)) if value.dtype.is_floating else 0.0
+    node = value.producer
     if node is None or node.graphs or node.domain or depth > _DEPTH:
-        return True
-    return node.op in _CARRY and any(_holds_infinity(o, depth + 1) for o in node.operands)
+        return -np.inf
+    if node.op not in _CARRY:
+        return 0.0
+    bounds = [_lower_bound(o, depth + 1) for o in node.operands if o is not None and o.dtype.is_floating]
+    return sum(bounds) if node.op in ("Add", "Sub") else min(bounds, default=0.0)
 
 
 def _swish(node: Node) -> bool:

@@ -17,18 +17,27 @@ from ..rules import require
 from ..simplify.reshapes import RESHAPING, known_shape, reshape_to
 from ..simplify.transposes import compose, perm_of, transpose
 
+_HOISTED = 24  # operators in a row that are computed earlier
+
 __all__ = ["available", "lead_of", "mask_in_view", "pair_groups", "reshaped", "shape_vector", "swapped", "with_lead"]
 
 
 def available(value: Value, place: Node) -> Value:
     """``value`` as it can be used at ``place``: what is computed only later is computed once more, earlier."""
+    return _available(value, place, {}, 0)
+
+
+def _available(value: Value, place: Node, copies: dict[Node, Node], depth: int) -> Value:
     if edit.dominates(value, place):
         return value
     node = value.producer
-    require(node is not None and node.graph is place.graph and not node.graphs, "a value is defined too late", node)
+    reachable = node is not None and node.graph is place.graph and not node.graphs and depth < _HOISTED
+    require(reachable, "a value is defined too late", node)
     assert node is not None
-    operands = tuple(None if o is None else available(o, place) for o in node.operands)
-    return make_node(node.op, operands, dict(node.attrs), len(node.results)).results[value.index]
+    if node not in copies:
+        operands = tuple(None if o is None else _available(o, place, copies, depth + 1) for o in node.operands)
+        copies[node] = make_node(node.op, operands, dict(node.attrs), len(node.results))
+    return copies[node].results[value.index]
 
 
 def lead_of(value: Value) -> Shape:

@@ -141,6 +141,9 @@ def _common_folder(files: Iterable[str]) -> str:
 # sessions
 
 
+_Named = tuple[str, Type]
+
+
 class _Session(Executable):
     """A session.
 
@@ -151,12 +154,12 @@ class _Session(Executable):
         facts: for the report.
     """
 
-    def __init__(self, session: Any, inputs: Mapping[str, Type], outputs: Mapping[str, Type], facts: Mapping[str, Any]):
+    def __init__(self, session: Any, inputs: Sequence[_Named], outputs: Sequence[_Named], facts: Mapping[str, Any]):
         self.session = session
-        self.inputs = list(inputs.items())
-        self.outputs = list(outputs)
+        self.inputs = list(inputs)
+        self.outputs = [name for name, _ in outputs]
         self._facts = dict(facts)
-        self._numpy = all(map(_is_numpy, (*inputs.values(), *outputs.values())))
+        self._numpy = all(_is_numpy(type_) for _, type_ in (*inputs, *outputs))
 
     def run(self, inputs: Mapping[str, Any]) -> list[Any]:
         """The outputs, in order."""
@@ -185,8 +188,8 @@ class _CompiledSession(_Session):
     """
 
     def __init__(self, session: Any, graph: Graph, stamp: Stamp, facts: Mapping[str, Any]):
-        outputs = {o.name: v.type for o, v in zip(graph.output_info, graph.outputs, strict=True)}
-        super().__init__(session, {v.name: v.type for v in graph.inputs}, outputs, {"opset": stamp.opset, **facts})
+        outputs = [(o.name, v.type) for o, v in zip(graph.output_info, graph.outputs, strict=True)]
+        super().__init__(session, [(v.name, v.type) for v in graph.inputs], outputs, {"opset": stamp.opset, **facts})
         self._graph = graph
         self._stamp = stamp
 
@@ -305,9 +308,9 @@ def _session(model: bytes | str, options: Any, providers: Sequence[Any] | None) 
     return onnxruntime.InferenceSession(model, options, providers=list(providers or ["CPUExecutionProvider"]))
 
 
-def _arguments(arguments: Iterable[Any]) -> dict[str, Type]:
+def _arguments(arguments: Iterable[Any]) -> list[_Named]:
     """Names and types of the inputs or outputs of a session."""
-    return {a.name: _parse_type(a.type, a.shape) for a in arguments}
+    return [(a.name, _parse_type(a.type, a.shape)) for a in arguments]
 
 
 def _parse_type(text: str, shape: Sequence[Any]) -> Type:

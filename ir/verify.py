@@ -170,15 +170,14 @@ class _Search:
         if len(outputs) != len(graph.output_info):
             message = f"{len(outputs)} values are returned, {len(graph.output_info)} outputs described"
             self.report(message, graph.ret, graph)
-        given: set[str] = set()
+        given: dict[str, Value | None] = {}
         for i, (output, info) in enumerate(zip(outputs, graph.output_info, strict=False)):
             if output is None:
                 self.report(f"output {i} is left out", graph.ret, graph)
             elif not compatible(output.type, info.type):
                 self.report(f"output {info.name!r} is declared {info.type} and returns {output.type}", graph.ret, graph)
-            if root and (not info.name or info.name in given):
+            if root and (not info.name or given.setdefault(info.name, output) is not output):
                 self.report(_unnamed("output", i, info.name), graph.ret, graph)
-            given.add(info.name)
 
     def operands(self, node: Node, graph: Graph) -> None:
         """Check that the operands of ``node`` are available and know of the use."""

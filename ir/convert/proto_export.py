@@ -112,11 +112,14 @@ class _Exporter:
                 raise PlanishError(f"two inputs are called {value.name!r}")
             self.names[value] = self.values.take(value.name or "input")
         outputs: list[str] = []
+        given: dict[str, Value] = {}
         for info, value in zip(graph.output_info, graph.outputs, strict=True):
             name = info.name or self.values.take(value.name or "output")
-            if info.name in used and not (value.graph is graph and value.name == name and name not in outputs):
+            passed = value.graph is graph and value.name == name  # an input that is an output, too
+            if info.name in used and given.get(name, value if passed else None) is not value:
                 raise PlanishError(f"output {name!r} has the name of an input or another output")
             used.add(name)
+            given[name] = value
             outputs.append(name)
         return outputs
 
@@ -142,9 +145,11 @@ class _Exporter:
             for value in node.results:
                 if (value.metadata or (node.domain and value.type is not UNKNOWN)) and names[value]:
                     self.result_info(value, proto)
+        copied: set[str] = set()
         for info, value, name in zip(graph.output_info, graph.outputs, results, strict=True):
             source = self.name(value)
-            if name != source:
+            if name != source and name not in copied:
+                copied.add(name)
                 label = self.node_names.take(f"{name}_identity")
                 proto.node.add(op_type="Identity", name=label, input=[source], output=[name])
                 self.domains.add("")

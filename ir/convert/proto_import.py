@@ -297,17 +297,13 @@ class _Importer:
             scope.define(name, value)
 
     def outputs(self, protos: Iterable[ValueInfoProto], graph: Graph, scope: _Scope) -> None:
-        """The outputs and their declared types."""
+        """The outputs and their declared types; a value may be several of them."""
         values: list[Value] = []
         declared: list[GraphOutput] = []
-        seen: set[str] = set()
         for info in protos:
             name = text(info.name)
             if not name:
                 raise ModelError("a graph output has no name")
-            if name in seen:
-                raise ModelError(f"two graph outputs are called {shown(name)}")
-            seen.add(name)
             try:
                 value = scope.find(name)
             except Missing:

@@ -25,6 +25,7 @@ from planish.ir.convert.proto import from_proto
 from planish.ir.edit import insert, insert_floating
 from planish.ir.errors import PlanishError
 from planish.ir.schema import canonical_opset
+from planish.ir.verify import VerifyError, verify
 
 ORT = backend("onnxruntime")
 
@@ -60,6 +61,25 @@ def test_arrays_give_a_list_and_names_a_dictionary() -> None:
     assert list(named) == ["sum", "product"]
     np.testing.assert_array_equal(named["product"], [3, 8])
     assert [name for name, _ in executable.inputs] == ["a", "b"]
+
+
+def test_an_output_may_be_listed_twice(tmp_path: Path) -> None:
+    """TorchScript exports do that where a model returns one tensor in two places."""
+    model = parser.parse_model(TWO)
+    model.graph.output.append(model.graph.output[0])
+    graph = from_proto(model, upgrade=upgrade)
+    verify(graph)
+    a, b = np.float32([1, 2]), np.float32([3, 4])
+    for name in ("onnxruntime", "reference"):
+        np.testing.assert_array_equal(backend(name).compile(graph)(a, b), [[4, 6], [3, 8], [4, 6]])
+    ORT.compile(graph).save(tmp_path / "model.onnx")
+    assert [o.name for o in onnx.load(tmp_path / "model.onnx").graph.output] == ["sum", "product", "sum"]
+    assert len(ORT.load(tmp_path / "model.onnx")(a, b)) == 3
+    graph.output_info[1].name = "sum"  # which is another value
+    with pytest.raises(VerifyError, match="Two outputs are called 'sum'"):
+        verify(graph)
+    with pytest.raises(PlanishError, match="has the name of an input or another output"):
+        save(graph, tmp_path / "wrong.onnx")
 
 
 def test_scalars_of_numpy() -> None:

@@ -90,10 +90,6 @@ MALFORMED: dict[str, tuple[ModelProto, str]] = {
         changed(RELU, lambda m: m.graph.input.append(m.graph.input[0])),
         "two values are called 'x'",
     ),
-    "two outputs of one name": (
-        changed(RELU, lambda m: m.graph.output.append(m.graph.output[0])),
-        "two graph outputs are called 'y'",
-    ),
     "two initializers of one name": (
         changed(ADD, lambda m: m.graph.initializer.append(m.graph.initializer[0])),
         "two initializers are called 'w'",

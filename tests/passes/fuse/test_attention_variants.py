@@ -139,8 +139,8 @@ class Builder:
                 kept = np.tril(np.ones((v.queries, v.keys), bool))
                 return op.Where(self.input(f"mask{index}", kept, ("S", "T")), scores, self.number(low, wide))
         kept = self.rng.random((v.batch, 1, v.queries, v.keys)) > 0.4
-        # A row of infinities is NaN without a guard; half precision cannot hide scores behind masks; and beside -1e4 on all
-        # keys that are left, scores are rounded in the fourth digit, in whatever order masks are added.
+        # A row of infinities is NaN without a guard; half precision cannot hide scores behind masks; and beside -1e4 on
+        # all keys that are left, scores are rounded in the fourth digit, in whatever order masks are added.
         if v.half or (kind == "bool-inf" and not v.guard) or "padding" in v.masks:
             kept[..., 0] = True
         keep = self.input(f"mask{index}", kept, ("B", "", "S", "T"))

@@ -100,9 +100,9 @@ def _in_blocks(node: Node) -> Value:
 
 def _in_primitives(node: Node) -> list[Value]:
     """Attention with a soft cap, of which the kernel computes the tangents one by one."""
-    attrs, (q, k, v) = node.attrs, node.operands[:3]
-    assert q is not None and k is not None and v is not None and q.shape is not None and k.shape is not None
-    on_rows = len(q.shape) == 3
+    attrs, (q, k, v) = node.attrs, (node.given(i) for i in range(3))
+    assert q.shape is not None and k.shape is not None
+    on_rows, width = len(q.shape) == 3, q.shape[-1]
     heads, groups = (attrs["q_num_heads"], attrs["kv_num_heads"]) if on_rows else (q.shape[1], k.shape[1])
     assert isinstance(heads, int) and isinstance(groups, int)
     if on_rows:
@@ -111,8 +111,9 @@ def _in_primitives(node: Node) -> list[Value]:
     if node.operand(4) is not None:
         presents = [op.Concat(past, x, axis=2) for past, x in zip(node.operands[4:6], (k, v), strict=True)]
         k, v = presents
-    size = q.shape[-1]  # type: ignore[index]
-    scale, cap = attrs.get("scale") or float(size) ** -0.5, attrs["softcap"]  # type: ignore[arg-type]
+    assert isinstance(width, int)
+    size = width // heads if on_rows else width
+    scale, cap = attrs.get("scale") or float(size) ** -0.5, attrs["softcap"]
     q = op.Reshape(op.Mul(q, constant(scale / cap, q.dtype)), constant([0, groups, -1, size], DType.INT64))
     each, together = (constant([0, n, -1, 0], DType.INT64) for n in (heads, groups))
     scores = op.Mul(op.Tanh(op.MatMul(q, op.Transpose(k, perm=(0, 1, 3, 2)))), constant(cap, q.dtype))

@@ -175,7 +175,7 @@ def _weights(value: Value, root: Node) -> _Weights | None:
 
 def _drops_last(node: Node) -> bool:
     """Whether a Slice leaves out the last element along the last axis, and nothing else."""
-    source, result = known_shape(node.operands[0]), known_shape(node.results[0])  # type: ignore[arg-type]
+    source, result = known_shape(node.given(0)), known_shape(node.results[0])
     whole = source[:-1] == result[:-1] and source[-1:] and source[-1] == result[-1] + 1
     return bool(whole) and integers(node.operand(1)) == (0,) and integers(node.operand(4)) in (None, (1,))
 
@@ -191,16 +191,15 @@ def _guarded(node: Node) -> Value | None:
 @rule("MatMul", numerics=_ROUNDING, examples=[_MASKED, _FLAT, _SHARED, _SINK, _SHIFTED, _TWO_VALUES])
 def attention(node: Node) -> dict[Node, Value] | None:
     """A product, scaled, biased and masked, its softmax, and another product: attention."""
-    assert node.operands[0] is not None and node.operands[1] is not None
-    weights = _weights(node.operands[0], node)
+    weights = _weights(node.given(0), node)
     if weights is None or not _is_over_last(weights.softmax):
         return None
-    products = [u for u in node.operands[0].users if u.op == "MatMul" and u.graph is node.graph]
+    products = [u for u in node.given(0).users if u.op == "MatMul" and u.graph is node.graph]
     products.sort(key=lambda p: p.order)
     if products[0] is not node:
         return None
     try:
-        steps, first = trace(weights.softmax.operands[0], node)  # type: ignore[arg-type]
+        steps, first = trace(weights.softmax.given(0), node)
     except NoMatch as miss:
         if weights.foreign is not None and (miss.at is None or miss.at.op != "Concat"):  # some other softmax
             return None
@@ -211,8 +210,7 @@ def attention(node: Node) -> dict[Node, Value] | None:
         foreign = weights.foreign
         require(foreign is None, f"the attention weights pass through {foreign and foreign.op}", foreign, matched)
         _require_private(nodes, products, matched)
-        query, key = first.operands
-        assert query is not None and key is not None
+        query, key = first.given(0), first.given(1)
         require(query.dtype in _ATTENTION_TYPES, "the queries are no floating-point numbers", first)
         require(key.const is None or query.const is None, "both operands are constants", first)
         logits = replay(steps, first, query.dtype)
@@ -287,7 +285,7 @@ def _require_same_mask(weights: _Weights, steps: list[Step]) -> None:
 def _build(query: Value, key: Value, products: list[Node], logits: Logits, weights: _Weights) -> dict[Node, Value]:
     """The attention, in the view in which the scores have two leading dimensions."""
     root = products[0]
-    values = [available(p.operands[1], root) for p in products]  # type: ignore[arg-type]
+    values = [available(p.given(1), root) for p in products]
     value, sizes = _side_by_side(values)
     inputs = root.graph.root.inputs if root.graph is not None else []
     sources = [query, key, value, *inputs]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...ir import Node, Value, op
-from ...ir.types import Shape
+from ...ir.dims import Dim
 from ..rules import require, rule
 from ..simplify.reshapes import known_shape
 
@@ -22,10 +22,10 @@ def attention_with_cache(node: Node) -> dict[Node, Value | tuple[Value, ...]] | 
     """Keys and values that are joined to those of earlier positions: Attention joins them itself."""
     if len(node.operands) > 4 or len(node.results) > 1:
         return None
-    keys, values = (_joined(node.operands[i]) for i in (1, 2))
+    keys, values = (_joined(node.given(i)) for i in (1, 2))
     if keys is None or values is None or keys is values:
         return None
-    (past_k, k), (past_v, v) = keys.operands, values.operands
+    (past_k, k), (past_v, v) = ((n.given(0), n.given(1)) for n in (keys, values))
     require(_length(past_k) == _length(past_v), "keys and values have caches of different lengths")
     require(_length(k) == _length(v), "there are not as many new keys as new values")
     q, mask = node.operands[0], node.operand(3)
@@ -33,15 +33,14 @@ def attention_with_cache(node: Node) -> dict[Node, Value | tuple[Value, ...]] | 
     return {keys: present_k, values: present_v, node: y}
 
 
-def _joined(value: Value | None) -> Node | None:
+def _joined(value: Value) -> Node | None:
     """The node that joins earlier and new rows of heads to ``value``."""
-    node = value.producer if value is not None else None
+    node = value.producer
     if node is None or node.op != "Concat" or len(node.operands) != 2:
         return None
     rank = len(known_shape(node.results[0]))
     return node if rank == 4 and node.attrs["axis"] % rank == 2 else None
 
 
-def _length(value: Value | None) -> object:
-    shape: Shape = known_shape(value)  # type: ignore[arg-type]
-    return shape[2]
+def _length(heads: Value) -> Dim:
+    return known_shape(heads)[2]

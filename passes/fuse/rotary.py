@@ -62,7 +62,7 @@ def _column_of_pairs(value: Value) -> Piece | None:
     if node.op == "Gather":
         index = integers(node.operands[1])
         last = len(shape)
-        if node.operands[1].rank != 0 or index is None or node.attrs.get("axis", 0) not in (-1, last):  # type: ignore[union-attr]
+        if node.given(1).rank != 0 or index is None or node.attrs.get("axis", 0) not in (-1, last):
             return None
         pairs, first, count = node.operands[0], index[0] % 2, shape[-1]
     else:

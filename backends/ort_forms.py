@@ -63,7 +63,7 @@ def _attention(node: Node) -> bool:
 def _is_capped(node: Node) -> bool:
     """Whether it has a soft cap, and all that `_in_primitives` must know."""
     query, key, attrs = node.operands[0], node.operands[1], node.attrs
-    if not attrs.get("softcap") or attrs.get("is_causal") or len(node.results) > 3:
+    if not attrs.get("softcap") or attrs.get("is_causal") or len(node.results) > 3 or len(node.operands) > 6:
         return False
     if query is None or key is None or query.dtype is not DType.FLOAT or query.shape is None or key.shape is None:
         return False
@@ -86,11 +86,11 @@ def _suits_blocks(node: Node) -> bool:
     )
     if not plain or heads is None or heads != attrs.get("kv_num_heads") or query.dtype is not DType.FLOAT:
         return False
-    if query.shape is None or key.shape is None or not defines(_IN_BLOCKS):
+    if query.shape is None or key.shape is None or not len(query.shape) == len(key.shape) == 3:
         return False
     scores = query.shape[1] * key.shape[1]
     single = heads == 1 and not (isinstance(query.shape[0], int) and query.shape[0] > 1)
-    return isinstance(scores, int) and scores >= (_SINGLE if single else _SCORES)
+    return isinstance(scores, int) and scores >= (_SINGLE if single else _SCORES) and defines(_IN_BLOCKS)
 
 
 def _in_blocks(node: Node) -> Value:
@@ -141,20 +141,20 @@ def _hides_all(mask: Value | None) -> bool:
     """Whether a mask may hide all keys from a query by infinity, for which Attention gives 0."""
     if mask is None or mask.dtype is DType.BOOL:
         return mask is not None
-    return _lower_bound(mask) < mask.dtype.lowest
+    return _magnitude(mask) > -mask.dtype.lowest
 
 
-def _lower_bound(value: Value, depth: int = 0) -> float:
-    """What the elements of a mask are not below: inputs may hold anything, what is computed otherwise nothing large."""
+def _magnitude(value: Value, depth: int = 0) -> float:
+    """A bound of the elements of a mask: inputs may hold anything, what is computed otherwise holds nothing large."""
     if value.const is not None:
-        return float(value.const.numpy().min(initial=0)) if value.dtype.is_floating else 0.0
+        return float(np.abs(value.const.numpy()).max(initial=0)) if value.dtype.is_floating else 0.0
     node = value.producer
     if node is None or node.graphs or node.domain or depth > _DEPTH:
-        return -np.inf
+        return np.inf
     if node.op not in _CARRY:
         return 0.0
-    bounds = [_lower_bound(o, depth + 1) for o in node.operands if o is not None and o.dtype.is_floating]
-    return sum(bounds) if node.op in ("Add", "Sub") else min(bounds, default=0.0)
+    bounds = [_magnitude(o, depth + 1) for o in node.operands if o is not None and o.dtype.is_floating]
+    return sum(bounds) if node.op in ("Add", "Sub") else max(bounds, default=0.0)
 
 
 def _swish(node: Node) -> bool:
@@ -251,8 +251,8 @@ def _raised_once(value: Value, done: dict[Value, Value], depth: int) -> Value:
     above = np.nextafter(lowest, np.asarray(0, value.dtype.numpy))
     if value.const is not None:
         array = value.const.numpy()
-        found = array == lowest
-        return constant(np.where(found, above, array), value.dtype) if found.any() else value
+        found = np.abs(array) == -lowest  # the largest, too: it may be subtracted
+        return constant(np.where(found, np.copysign(above, array), array), value.dtype) if found.any() else value
     node = value.producer
     if node is None or node.graphs or node.domain or depth > _DEPTH:
         return op.Where(op.Equal(value, constant(lowest, value.dtype)), constant(above, value.dtype), value)

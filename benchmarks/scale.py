@@ -2,6 +2,7 @@
 
     python benchmarks/scale.py llama FOLDER      # builds the model, then load -> simplify -> save in a fresh process
     python benchmarks/scale.py curve             # seconds and microseconds per node for growing graphs
+    python benchmarks/scale.py cost MODEL...     # seconds of each pass of the default pipeline, best of five
 
 The graphs look like raw exports: weights behind Transpose nodes, reshapes with computed targets, casts and identities.
 """
@@ -158,6 +159,18 @@ def simplify(graph: Graph) -> float:
     return seconds
 
 
+def cost(path: str) -> None:
+    """Seconds of each pass of the default pipeline, and what fusion and the pass behind it add to simplification."""
+    runs = []
+    for _ in range(5):
+        graph, ctx = load(path), Context()
+        Pipeline("default").run(graph, ctx)
+        runs.append([result.seconds for result in ctx.results])
+    simplification, *rest = (min(seconds) for seconds in zip(*runs, strict=True))
+    passes = ", ".join(f"{seconds:.4f}" for seconds in (simplification, *rest))
+    print(f"{path}: {passes} s; fusion adds {sum(rest) / simplification:.0%}")
+
+
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["llama", folder]:
@@ -166,5 +179,8 @@ if __name__ == "__main__":
             child(Path(folder))
         case ["curve"]:
             curve()
+        case ["cost", *models] if models:
+            for model in models:
+                cost(model)
         case _:
             sys.exit(__doc__)

@@ -203,23 +203,28 @@ def _refines(old: TensorType, new: TensorType, root: Node) -> bool:
     )
 
 
-def _place(replacement: Replacement) -> Node | None:
-    """The node before which the new nodes go: the first root behind all their operands; None if that is too late.
+def _place(replacement: Replacement) -> Node | str:
+    """The node before which the new nodes go, the first root behind all their operands; or why there is none.
 
     It is too late where what uses another root's results stands before it.
     """
     roots = replacement.roots
+    new = edit.floating([v for values in replacement.values for v in values if v is not None])
+    operands = {o for node in new for o in node.operands if o is not None and not _floats(o)}
+    replaced = zip(
+        (r for root in roots for r in root.results), (v for vs in replacement.values for v in vs), strict=True
+    )
+    if any(old in operands for old, value in replaced if value is not None and value is not old):
+        return "the right side is computed from what it replaces"
     if len(roots) == 1:
         return roots[0]
     if any(root.graph is not roots[0].graph for root in roots):
-        return None
-    new = edit.floating([v for values in replacement.values for v in values if v is not None])
-    operands = {o for node in new for o in node.operands if o is not None and not _floats(o)}
+        return "the roots are in different graphs"
     for place in sorted(roots, key=lambda root: root.order):
         if all(edit.dominates(o, place) for o in operands):
             users = (u for root in roots for r in root.results for u in r.users if u not in roots)
-            return place if not any(_is_before(u, place) for u in users) else None
-    return None
+            return place if not any(_is_before(u, place) for u in users) else _TOO_LATE
+    return _TOO_LATE
 
 
 def _floats(value: Value) -> bool:
@@ -250,11 +255,8 @@ def apply(replacement: Replacement) -> list[Node] | str:
     if not pairs:
         return "nothing changes"
     place = _place(replacement)
-    if place is None:
-        return _TOO_LATE
-    replaced = {old for old, _ in pairs}
-    if any(o in replaced for node in edit.floating([new for _, new in pairs]) for o in node.operands):
-        return "the right side is computed from what it replaces"
+    if isinstance(place, str):
+        return place
     root = replacement.roots[0]
     nodes = edit.insert_floating([new for _, new in pairs], place)
     for node in nodes:
@@ -369,4 +371,5 @@ def _why_not(replacement: Replacement) -> str | None:
                 problem = _fits(old, new, root)
                 if problem is not None:
                     return problem
-    return _TOO_LATE if _place(replacement) is None else None
+    place = _place(replacement)
+    return place if isinstance(place, str) else None

@@ -466,10 +466,11 @@ def rotary_embedding_in_parts(node: Node) -> Value | None:
     u, v = (_unstacked(o) if interleaved else o for o in node.operands)
     if u is None or v is None or u.producer is None or v.producer is None:
         return None
-    terms = [_factors(o) for o in (*u.producer.operands, *v.producer.operands)]
-    if any(t is None for t in terms):
+    operands = (*u.producer.operands, *v.producer.operands)
+    terms = [t for o in operands if (t := _factors(o)) is not None]
+    if len(terms) != len(operands) or len(terms) != 4:
         return None
-    found = list(_turned_parts(u.producer.op, v.producer.op, terms))  # type: ignore[arg-type]
+    found = list(_turned_parts(u.producer.op, v.producer.op, terms))
     if not found:
         return None
     fitting = (f for f in found if _pair(piece_of(f[0]), piece_of(f[1]), interleaved))

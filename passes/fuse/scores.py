@@ -125,8 +125,8 @@ def _trace(value: Value, inside: Node, depth: int) -> tuple[list[Step], Node]:
         return [], node
     carriers = _carriers(node)
     require(carriers, f"the scores pass through {node.op}, which attention does not have", node, depth)
-    joined = node.op == "Concat" and not any(_same_matrix(node.operands[i], value, node) for i in carriers)  # type: ignore[arg-type]
-    require(not joined, "the scores are joined of several parts", node, depth)
+    whole = node.op != "Concat" or _same_matrix(node.given(0), value, node)
+    require(whole, "the scores are joined of several parts", node, depth)
     furthest: NoMatch | None = None
     for i in carriers:
         operand = node.operands[i]

@@ -27,21 +27,21 @@ agraph (float[B,2,S,T] scores, float[B,2,T,4] v, float[1,2,1] sink) => (float[B,
 def sink_behind_attention(node: Node) -> Value | None:
     """``softmax(s) @ v * sigmoid(log(sum(exp(s))) - sink)``: a softmax with one column more, which is then left out."""
     for i in (0, 1):
-        product, gate = node.operands[i], node.operands[1 - i]
+        product, gate = node.given(i), node.given(1 - i)
         weights = _operand(product, "MatMul")
         scores = _operand(weights, "Softmax")
-        if product is None or scores is None or gate is None or len(product.users) > 1:
+        if weights is None or scores is None or len(product.users) > 1:
             continue
         sink = _sink(gate, scores)
         if sink is None:
             continue
         shape = known_shape(scores)
-        softmax = weights.producer  # type: ignore[union-attr]
-        assert softmax is not None and product.producer is not None
+        softmax = weights.producer
+        assert softmax is not None and product.producer is not None and node.graph is not None
         require(softmax.attrs.get("axis", -1) in (-1, len(shape) - 1), "the softmax is along another axis")
         require(known_shape(product) == known_shape(node.result), "the sink broadcasts")
-        values, inputs = product.producer.operands[1], node.graph.root.inputs  # type: ignore[union-attr]
-        sizes = shape_vector([*shape[:-1], 1], [*inputs, values, scores])  # type: ignore[list-item]
+        values = product.producer.given(1)
+        sizes = shape_vector([*shape[:-1], 1], [*node.graph.root.inputs, values, scores])
         column = op.Expand(op.Unsqueeze(sink, constant([-1], DType.INT64)), sizes)
         joined = op.Softmax(op.Concat(scores, column, axis=-1), axis=-1)
         zero, last = (constant([n], DType.INT64) for n in (0, -1))

@@ -116,6 +116,33 @@ def test_long_rows_in_blocks(queries: int, keys: int, heads: int, expected: str)
     check(text, q=random(1, queries, 8 * heads), k=random(1, keys, 8 * heads), v=random(1, keys, 8 * heads))
 
 
+def test_blocks_are_of_rows() -> None:
+    """Operands of rank 4 may state their numbers of heads, too: their second dimension is no number of positions."""
+    text = """
+        g (float[B,2048,2048,4] q, float[B,2048,8,4] k, float[B,2048,8,4] v) => (float[B,2048,2048,4] y) {
+          y = Attention <q_num_heads = 2048, kv_num_heads = 2048> (q, k, v) }"""
+    assert lowered(text)[1] == {"Attention": 1}
+
+
+@pytest.mark.parametrize("softcap", ["", ", softcap = 2.0"])
+@pytest.mark.parametrize("largest", ["3.4028235e38", "inf"])
+def test_what_masks_may_be_subtracted(largest: str, softcap: str) -> None:
+    text = f"""
+        g (float[B,S,16] q, float[B,S,8] k, float[B,S,8] v, bool[B,1,S,S] hide) => (float[B,S,16] y) <
+          float none = {{0.0}}, float large = {{{largest}}} > {{
+          l = Where (hide, large, none) m = Neg (l)
+          y = Attention <q_num_heads = 4, kv_num_heads = 2{softcap}> (q, k, v, m) }}"""
+    inputs = {"q": random(2, 5, 16), "k": random(2, 5, 8), "v": random(2, 5, 8)}
+    hide = ~np.tril(np.ones((2, 1, 5, 5), bool))
+    hide[1, :, 2] = True
+    if largest != "inf":
+        check(text, **inputs, hide=hide)
+        return
+    found = ORT.compile(parse(text))({**inputs, "hide": hide})["y"]
+    assert np.isfinite(found).all()
+    assert (found[1, 2] == 0).all()
+
+
 def test_no_skip_normalization(tmp_path: Path) -> None:
     """ONNX Runtime would make SkipLayerNormalization of it, which is slower than its parts."""
     import onnxruntime

@@ -10,7 +10,7 @@ from planish.ir.equal import equal
 from planish.ir.text import parse
 from planish.ir.verify import verify
 from planish.passes import Context, Observer, Pass, PassResult, Pipeline, RewritePass, const, require, rule, shared
-from planish.passes.rewrite import NotTerminating, RuleIndex, rewrite
+from planish.passes.rewrite import NotTerminating, RuleIndex, explain_rules, rewrite
 from planish.testing import assert_rewrites, check_pass
 
 
@@ -509,6 +509,34 @@ def chain(length):
     edit.insert_floating([value], graph.ret)
     graph.set_outputs([value])
     return graph
+
+
+def test_a_right_side_that_needs_what_it_replaces_is_refused():
+    @rule("Relu")
+    def reads_its_own_result(node):
+        return op.Reshape(op.Neg(node.operands[0]), op.Shape(node.results[0]))
+
+    graph = parse("main (float[N,2] x) => (y) { y = Relu (x) }")
+    before = clone_graph(graph)
+    assert counted([reads_its_own_result], graph) == {}
+    assert equal(graph, before)
+    ((_, _, (_, reason, _)),) = explain_rules(graph, [reads_its_own_result])
+    assert reason == "the right side is computed from what it replaces"
+
+
+def test_the_right_side_of_several_roots_goes_where_all_operands_are():
+    @rule("Neg")
+    def both(node):
+        (other,) = (n for n in node.graph.nodes if n.op == "Abs")
+        return {node: op.Add(node.operands[0], other.operands[0]), other: op.Sub(node.operands[0], other.operands[0])}
+
+    ahead = "main (float[2] x) => (a, b) { a = Neg (x) s = Sqrt (x) b = Abs (s) }"
+    graph = parse(ahead)
+    assert counted([both], graph) == {"both": 1}
+    assert next(n.op for n in graph.nodes) == "Sqrt"
+    assert {n.op for n in graph.nodes} == {"Sqrt", "Add", "Sub"}
+    graph = parse("main (float[2] x) => (c, b) { a = Neg (x) c = Exp (a) s = Sqrt (x) b = Abs (s) }")
+    assert counted([both], graph) == {}  # Exp stands before what Abs needs
 
 
 def attempts(length):

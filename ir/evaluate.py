@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from .graph import Node
+from .quantization import FAKE_QUANTIZE
+from .quantization import evaluate as _fake_quantize
 from .types import DType
 
 __all__ = ["can_evaluate", "evaluate"]
@@ -360,3 +362,6 @@ def _sigmoid(node: Node, operands: Arrays) -> Array:
 @_op("IsNaN")
 def _is_nan(node: Node, operands: Arrays) -> Array:
     return np.isnan(operands[0])
+
+
+_TABLE[FAKE_QUANTIZE] = _fake_quantize  # type: ignore[assignment]

@@ -47,6 +47,7 @@ _FAMILIES = (  # modules with rules
     "attention",
     "control",
     "sequences",
+    "quantization",
     "content_rules",
 )
 MAX_CONTENT = 64  # elements: larger integer tensors are data, not shapes

@@ -114,7 +114,7 @@ def save(graph: Graph, path: str | Path, **options: Any) -> None:
     """
     from planish.backends.onnx_file import save as save_onnx
 
-    save_onnx(graph, path, **options)
+    save_onnx(_standard(graph), path, **options)
 
 
 class _AnyRuntime:
@@ -154,3 +154,17 @@ def save_for(graph: Graph, path: str | Path, engine: Backend | None, **options: 
     lowered, stamp = (graph, None) if engine is None else engine.lower_and_stamp(graph)
     found = stamp or legalize(lowered, _AnyRuntime())
     save(lowered, path, opset=found.opset, ir_version=found.ir_version, **options)
+
+
+def _standard(graph: Graph) -> Graph:
+    """``graph`` in the standard's own operators: a copy where it has others that planish defines."""
+    from planish.ir.quantization import FAKE_QUANTIZE
+
+    if all(node.op != FAKE_QUANTIZE for node in graph.walk()):
+        return graph
+    from planish.backends.quantization import encode
+    from planish.ir.clone import clone_graph
+
+    lowered = clone_graph(graph)
+    encode(lowered)
+    return lowered

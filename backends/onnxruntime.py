@@ -18,10 +18,13 @@ from ..ir.errors import PlanishError
 from ..ir.graph import Graph
 from ..ir.tensor import FileTensor, Tensor, TensorError, pack, unpack
 from ..ir.types import UNKNOWN, DType, SequenceType, TensorType, Type
+from ..passes.quantize.targets import target_for
 from .base import Backend, Executable, LoweringError, import_or_explain
 from .legalize import Stamp, legalize
 from .ort_forms import adapt
+from .ort_quantized import adapt_quantized
 from .ort_target import OrtTarget, lacks_kernel
+from .quantization import encode
 
 __all__ = ["BACKEND", "OnnxRuntime", "from_ort", "session_options", "to_ort"]
 
@@ -222,6 +225,8 @@ class OnnxRuntime(Backend):
         """
         lowered = clone_graph(graph)
         adapt(lowered)
+        adapt_quantized(lowered)
+        encode(lowered, target_for(f"{self.name}:{self.variant}").activation)
         return lowered, legalize(lowered, OrtTarget(custom_ops))
 
     def compile(self, graph: Graph, **options: Any) -> Executable:

@@ -15,6 +15,7 @@ from ..ir.graph import Graph, Node
 from ..ir.schema import canonical_opset
 from .base import Backend, Executable
 from .legalize import Support, legalize
+from .quantization import encode
 from .revisions import revision_at
 
 __all__ = ["BACKEND", "Reference"]
@@ -98,6 +99,7 @@ class Reference(Backend):
     def lower(self, graph: Graph) -> Graph:
         """A copy of ``graph`` in what onnx.reference implements."""
         lowered = clone_graph(graph)
+        encode(lowered)
         legalize(lowered, _Target())
         return lowered
 

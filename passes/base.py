@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -34,6 +34,10 @@ class Runner(Protocol):
 
     def run(self, graph: Graph, inputs: Arrays) -> dict[str, Any]:
         """The outputs of ``graph`` by name."""
+        ...
+
+    def compile(self, graph: Graph) -> Callable[[Arrays], dict[str, Any]]:
+        """``graph`` as a function from inputs to outputs by name."""
         ...
 
     def evaluate(self, node: Node, operands: Sequence[np.ndarray | None]) -> list[np.ndarray]:
@@ -142,6 +146,7 @@ class Context:
         target: the target that the result is for (``onnxruntime:x64``).
         disabled: names of rules that must not fire.
         results: one record per pass that has run, in order.
+        samples: makes the sample inputs that passes may look at, as often as they are needed; None if there are none.
         limit: how many more rewrites the current pass may make; None for no limit (see `planish.passes.bisect`).
     """
 
@@ -150,6 +155,7 @@ class Context:
     target: str = "onnxruntime"
     disabled: set[str] = field(default_factory=set)
     results: list[PassResult] = field(default_factory=list)
+    samples: Callable[[], Iterable[Arrays]] | None = None
     limit: int | None = None
     last: Replacement | None = None
     _runner: Runner | None = None

@@ -17,6 +17,8 @@ def _fake_quantize(node: Node) -> Type:
     if scale is None:
         if zero_point is not None:
             raise IllTyped(f"{node.op}: a zero point without a scale")
+        if form.name != "uint8":
+            raise IllTyped(f"{node.op}: without a scale, the format is uint8, not {form}")
         return x
     check_dtype(node, scale.dtype, FLOATS)
     if zero_point is not None:

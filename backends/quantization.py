@@ -1,0 +1,171 @@
+"""FakeQuantize in the standard's own operators: integers in the file, ``QuantizeLinear`` and ``DequantizeLinear``.
+
+A constant becomes its codes behind a ``DequantizeLinear``; they are computed when the model is written. Everything else
+becomes a pair. Between eight-bit types the encoding is free: ``q`` as int8 is ``q + 128`` as uint8, and the zero point
+moves along, so nothing is lost by giving a runtime the one for which it has the faster kernels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..ir import DType, Graph, LazyTensor, Node, Tensor, Value, constant, edit, op
+from ..ir.builder import make_node
+from ..ir.quantization import FAKE_QUANTIZE, Format, format_of, parse_format, quantize
+from ..ir.tensor import ArrayTensor
+
+__all__ = ["Codes", "dequantized", "encode", "encoded_constant"]
+
+_EAGER = 1 << 20  # elements: codes of larger constants are computed when they are wanted
+_SHIFT = 128  # between the codes of int8 and uint8
+_OTHER = {"int8": "uint8", "uint8": "int8"}
+_COMPUTED = (DType.FLOAT, DType.FLOAT16, DType.BFLOAT16)  # the types that QuantizeLinear takes
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A quantized value on its way into a file: the ``codes``, and what turns them back into numbers.
+
+    Attributes:
+        codes: the integers, a constant or the result of a QuantizeLinear.
+        scale: of them.
+        zero_point: of them, or None for 0.
+        axis: of the scale.
+        block_size: of the scale, 0 for none.
+        dtype: of the numbers.
+    """
+
+    codes: Value
+    scale: Value
+    zero_point: Value | None
+    axis: int
+    block_size: int
+    dtype: DType
+
+    @classmethod
+    def of(cls, node: Node, codes: Value, zero_point: Value | None) -> Codes:
+        """``codes`` of a FakeQuantize ``node``."""
+        attrs = node.attrs
+        return cls(
+            codes, node.given(1), zero_point, attrs.get("axis", 1), attrs.get("block_size", 0), node.result.dtype
+        )
+
+
+def encode(graph: Graph, activation: str = "") -> None:
+    """Spell every FakeQuantize of ``graph`` in place.
+
+    Args:
+        graph: the graph.
+        activation: the eight-bit type for values that are no constants: ``int8`` or ``uint8``, "" for what they have.
+    """
+    known: dict[tuple[object, ...], Value] = {}
+    for node in [n for n in graph.walk() if n.op == FAKE_QUANTIZE]:
+        _substitute(node, _encoded(node, activation, known))
+
+
+def _substitute(node: Node, value: Value) -> None:
+    for new in edit.insert_floating([value], node):
+        new.name, new.metadata = node.name and f"{node.name}/{new.op}", node.metadata
+    edit.replace(node.result, value)
+    edit.erase(node)
+
+
+def _encoded(node: Node, activation: str, known: dict[tuple[object, ...], Value]) -> Value:
+    x, scale, zero_point = node.given(0), node.operand(1), node.operand(2)
+    if scale is None:
+        return _dynamic(x)
+    codes = encoded_constant(node, known)
+    if codes is not None:
+        return dequantized(codes)
+    form = format_of(node)
+    if form.name in _OTHER and activation not in ("", form.name) and (zero_point is None or zero_point.const):
+        zero_point, form = _shifted(zero_point, scale, form), parse_format(_OTHER[form.name])
+    number = x if x.dtype in _COMPUTED else op.Cast(x, to=DType.FLOAT)
+    if form.bits < form.storage.bits:
+        number = _clipped(number, scale, zero_point, form)
+    if zero_point is None:
+        zero_point = constant(np.zeros(_static(scale), form.storage.numpy), form.storage)
+    attrs = {k: v for k, v in node.attrs.items() if k in ("axis", "block_size") and v}
+    quantized = make_node("QuantizeLinear", (number, scale, zero_point), attrs).result
+    result = dequantized(Codes.of(node, quantized, zero_point), number.dtype)
+    return result if number is x else op.Cast(result, to=x.dtype)
+
+
+def dequantized(codes: Codes, dtype: DType | None = None) -> Value:
+    """The numbers that ``codes`` stand for, by a DequantizeLinear; of type ``dtype`` instead of their own if given."""
+    dtype = dtype or codes.dtype
+    attrs: dict[str, int] = {}
+    if codes.scale.rank:
+        attrs["axis"] = codes.axis
+    if codes.block_size:
+        attrs["block_size"] = codes.block_size
+    direct = dtype if dtype in _COMPUTED else codes.scale.dtype
+    if codes.scale.dtype is not direct:
+        attrs["output_dtype"] = int(direct)
+    result = make_node("DequantizeLinear", (codes.codes, codes.scale, codes.zero_point), attrs).result
+    return result if result.dtype is dtype else op.Cast(result, to=dtype)
+
+
+def encoded_constant(node: Node, known: dict[tuple[object, ...], Value]) -> Codes | None:
+    """The codes of a FakeQuantize of a constant, if all its parameters are known; else None.
+
+    Args:
+        node: the FakeQuantize.
+        known: remembers codes, so that a tensor that is used twice is written once.
+    """
+    operands = [o for o in node.operands if o is not None]
+    tensors = tuple(o.const for o in operands if o.const is not None)
+    if len(tensors) < len(operands) or len(tensors) < 2:
+        return None
+    form, axis, block_size = format_of(node), node.attrs.get("axis", 1), node.attrs.get("block_size", 0)
+    tensors = (
+        (x.const, scale.const)
+        if zero_point is None or zero_point.const is None
+        else (x.const, scale.const, zero_point.const)
+    )
+    key = (*map(id, tensors), form, axis, block_size)
+    if key not in known:
+        known[key] = _codes_of(tensors, form, axis, block_size)
+    return Codes.of(node, known[key], node.operand(2))
+
+
+def _codes_of(tensors: tuple[Tensor, ...], form: Format, axis: int, block_size: int) -> Value:
+    def compute(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None = None) -> np.ndarray:
+        return quantize(x, scale, zero_point, form, axis, block_size)
+
+    x = tensors[0]
+    if x.size <= _EAGER:
+        tensor: Tensor = ArrayTensor(compute(*(t.numpy() for t in tensors)), form.storage, x.name)
+    else:
+        tensor = LazyTensor(compute, tensors, form.storage, x.shape, x.name)
+    return Value(tensor.type, x.name, const=tensor)
+
+
+def _shifted(zero_point: Value | None, scale: Value, form: Format) -> Value:
+    """The zero point for the other of the two eight-bit types."""
+    shift = _SHIFT if form.is_signed else -_SHIFT
+    old = np.zeros(_static(scale), np.int16) if zero_point is None else zero_point.const.numpy().astype(np.int16)  # type: ignore[union-attr]
+    storage = parse_format(_OTHER[form.name]).storage
+    return constant((old + shift).astype(storage.numpy), storage)
+
+
+def _static(scale: Value) -> tuple[int, ...]:
+    assert scale.shape is not None and all(isinstance(d, int) for d in scale.shape)
+    return tuple(d for d in scale.shape if isinstance(d, int))
+
+
+def _clipped(x: Value, scale: Value, zero_point: Value | None, form: Format) -> Value:
+    """``x`` within what ``form`` holds, which is less than its storage type does."""
+    assert scale.const is not None and scale.const.size == 1, "narrow formats of activations are per tensor"
+    zero = 0.0 if zero_point is None or zero_point.const is None else float(zero_point.const.numpy().reshape(()))
+    step = float(scale.const.numpy().reshape(()))
+    low, high = ((limit - zero) * step for limit in (form.low, form.high))
+    return op.Clip(x, constant(low, x.dtype), constant(high, x.dtype))
+
+
+def _dynamic(x: Value) -> Value:
+    number = x if x.dtype is DType.FLOAT else op.Cast(x, to=DType.FLOAT)
+    result = op.DequantizeLinear(*make_node("DynamicQuantizeLinear", (number,), {}, 3).results)
+    return result if number is x else op.Cast(result, to=x.dtype)

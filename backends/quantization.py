@@ -120,11 +120,6 @@ def encoded_constant(node: Node, known: dict[tuple[object, ...], Value]) -> Code
     if len(tensors) < len(operands) or len(tensors) < 2:
         return None
     form, axis, block_size = format_of(node), node.attrs.get("axis", 1), node.attrs.get("block_size", 0)
-    tensors = (
-        (x.const, scale.const)
-        if zero_point is None or zero_point.const is None
-        else (x.const, scale.const, zero_point.const)
-    )
     key = (*map(id, tensors), form, axis, block_size)
     if key not in known:
         known[key] = _codes_of(tensors, form, axis, block_size)

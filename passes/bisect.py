@@ -49,7 +49,7 @@ def bisect(p: Pass, graph: Graph, ctx: Context, fails: Callable[[Graph], bool]) 
 
 def _search(p: Pass, graph: Graph, ctx: Context, fails: Callable[[Graph], bool]) -> Culprit | None:
     def try_with(limit: int) -> tuple[bool, int, Replacement | None]:
-        probe = Context(ctx.runner_factory, [], ctx.target, set(ctx.disabled), [], limit)
+        probe = Context(ctx.runner_factory, [], ctx.target, set(ctx.disabled), samples=ctx.samples, limit=limit)
         with Transaction(graph) as journal:
             p.run(graph, probe)
             failed = fails(graph)

@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 __all__ = ["Target", "target_for"]
 
 _MOVES = frozenset(
-    ["Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Slice", "Gather", "Split"]
-    + ["DepthToSpace", "SpaceToDepth", "Expand", "Tile"]
+    {
+        *("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Slice", "Gather", "Split"),
+        *("DepthToSpace", "SpaceToDepth", "Expand", "Tile"),
+    }
 )
 
 
@@ -55,7 +57,12 @@ _ORT = Target(
     activation="uint8",
     symmetric=False,
     needs_output=frozenset({"Conv"}),
-    computes=frozenset("Add Mul Concat Sigmoid LeakyRelu AveragePool GlobalAveragePool MaxPool Resize".split()),
+    computes=frozenset(
+        {
+            *("Add", "Mul", "Concat", "Sigmoid", "LeakyRelu"),
+            *("AveragePool", "GlobalAveragePool", "MaxPool", "Resize"),
+        }
+    ),
     dynamic=frozenset({"MatMul", "Gemm"}),
 )
 _TARGETS = {

@@ -29,6 +29,7 @@ _IN_BLOCKS = "com.microsoft.MatMulNBits"
 _BLOCKS = (16, 32, 64, 128, 256)  # block sizes of MatMulNBits
 _PACKED_BITS = (2, 4, 8)
 _EIGHT = (DType.INT8, DType.UINT8)
+_INT8_LEVEL = 4  # of MatMulNBits: the left factor becomes int8 in blocks of its rows
 
 
 class _Product(NamedTuple):
@@ -60,10 +61,10 @@ def adapt_quantized(graph: Graph) -> None:
         product = _product(node, known)
         if product is None:
             continue
-        if product.left is not None:
-            _integers(product, quantized)
-        elif product.weight.block_size:
+        if product.weight.block_size:
             _in_blocks(product)
+        elif product.left is not None:
+            _integers(product, quantized)
 
 
 # recognizing
@@ -182,6 +183,11 @@ def _in_blocks(product: _Product) -> None:
         return
     zero = weight.zero_point.const if weight.zero_point is not None else None
     attrs = {"K": rows, "N": columns, "bits": bits, "block_size": weight.block_size}
+    left = product.left
+    if left is not None:
+        if left.operand(1) is not None or left.attrs.get("block_size") != weight.block_size:
+            return
+        attrs["accuracy_level"] = _INT8_LEVEL
     operands = (
         product.x,
         _packed_weight(weight, bits),

@@ -75,19 +75,22 @@ def _substitute(node: Node, value: Value) -> None:
 def _encoded(node: Node, activation: str, known: dict[tuple[object, ...], Value]) -> Value:
     x, scale, zero_point = node.given(0), node.operand(1), node.operand(2)
     if scale is None:
-        return _dynamic(x)
+        return _dynamic_blocks(node, x) if node.attrs.get("block_size") else _dynamic(x)
     codes = encoded_constant(node, known)
     if codes is not None:
         return dequantized(codes)
     form = format_of(node)
-    if form.name in _OTHER and activation not in ("", form.name) and (zero_point is None or zero_point.const):
+    fixed = zero_point.const is not None if zero_point is not None else _sizes(scale) is not None
+    if form.name in _OTHER and activation not in ("", form.name) and fixed:
         zero_point, form = _shifted(zero_point, scale, form), parse_format(_OTHER[form.name])
     number = x if x.dtype in _COMPUTED else op.Cast(x, to=DType.FLOAT)
     if form.bits < form.storage.bits:
         number = _clipped(number, scale, zero_point, form)
-    if zero_point is None:
-        zero_point = constant(np.zeros(_static(scale), form.storage.numpy), form.storage)
-    attrs = {k: v for k, v in node.attrs.items() if k in ("axis", "block_size") and v}
+    attrs = {k: v for k, v in node.attrs.items() if k in ("axis", "block_size")}
+    if zero_point is None and _sizes(scale) is None:
+        attrs["output_dtype"] = int(form.storage)
+    elif zero_point is None:
+        zero_point = constant(np.zeros(_sizes(scale) or (), form.storage.numpy), form.storage)
     quantized = make_node("QuantizeLinear", (number, scale, zero_point), attrs).result
     result = dequantized(Codes.of(node, quantized, zero_point), number.dtype)
     return result if number is x else op.Cast(result, to=x.dtype)
@@ -141,14 +144,16 @@ def _codes_of(tensors: tuple[Tensor, ...], form: Format, axis: int, block_size: 
 def _shifted(zero_point: Value | None, scale: Value, form: Format) -> Value:
     """The zero point for the other of the two eight-bit types."""
     shift = _SHIFT if form.is_signed else -_SHIFT
-    old = np.zeros(_static(scale), np.int16) if zero_point is None else zero_point.const.numpy().astype(np.int16)  # type: ignore[union-attr]
+    known = None if zero_point is None or zero_point.const is None else zero_point.const.numpy()
+    old = np.zeros(_sizes(scale) or (), np.int16) if known is None else known.astype(np.int16)
     storage = parse_format(_OTHER[form.name]).storage
     return constant((old + shift).astype(storage.numpy), storage)
 
 
-def _static(scale: Value) -> tuple[int, ...]:
-    assert scale.shape is not None and all(isinstance(d, int) for d in scale.shape)
-    return tuple(d for d in scale.shape if isinstance(d, int))
+def _sizes(scale: Value) -> tuple[int, ...] | None:
+    """The shape of a scale, if it is known."""
+    sizes = tuple(d for d in scale.shape or () if isinstance(d, int))
+    return sizes if scale.shape is not None and len(sizes) == len(scale.shape) else None
 
 
 def _clipped(x: Value, scale: Value, zero_point: Value | None, form: Format) -> Value:
@@ -164,3 +169,28 @@ def _dynamic(x: Value) -> Value:
     number = x if x.dtype is DType.FLOAT else op.Cast(x, to=DType.FLOAT)
     result = op.DequantizeLinear(*make_node("DynamicQuantizeLinear", (number,), {}, 3).results)
     return result if number is x else op.Cast(result, to=x.dtype)
+
+
+def _dynamic_blocks(node: Node, x: Value) -> Value:
+    """Blocks along one dimension, each with the scale that its largest magnitude asks for; in plain arithmetic."""
+    rank, form, block = x.rank, format_of(node), node.attrs["block_size"]
+    assert rank is not None, "blocks of a tensor of unknown rank"
+    number = x if x.dtype is DType.FLOAT else op.Cast(x, to=DType.FLOAT)
+    axis = node.attrs.get("axis", 1) % rank
+    order = [i for i in range(rank) if i != axis] + [axis]
+    if order != sorted(order):
+        number = op.Transpose(number, perm=order)
+    end = op.Shape(number, start=-1)
+    size = constant([block], DType.INT64)
+    missing = op.Mod(op.Sub(size, op.Mod(end, size)), size)
+    padded = op.Pad(number, op.Concat(constant([0], DType.INT64), missing, axis=0), None, constant([-1], DType.INT64))
+    blocks = op.Reshape(padded, constant([*[0] * (rank - 1), -1, block], DType.INT64))
+    largest = op.ReduceMax(op.Abs(blocks), constant([-1], DType.INT64), keepdims=1)
+    scale = op.Div(largest, constant(form.high, DType.FLOAT))
+    scale = op.Where(op.Greater(largest, constant(0.0)), scale, constant(1.0))
+    rounded = op.Mul(op.Round(op.Div(blocks, scale)), scale)
+    result = op.Reshape(rounded, op.Shape(padded))
+    result = op.Slice(result, constant([0], DType.INT64), end, constant([-1], DType.INT64))
+    if order != sorted(order):
+        result = op.Transpose(result, perm=[order.index(i) for i in range(rank)])
+    return result if x.dtype is DType.FLOAT else op.Cast(result, to=x.dtype)

@@ -3,8 +3,9 @@
 ``FakeQuantize(x, scale, zero_point)`` rounds ``x`` to what its ``format`` can hold and gives that back as a number of
 the type of ``x``: ``(clip(round(x / scale) + zero_point) - zero_point) * scale``, as ONNX's ``QuantizeLinear`` and
 ``DequantizeLinear``, one after the other, define it. So quantization stands in the graph as one operator, and each
-backend encodes it in its own way. Without a scale, it is dynamic: scale and zero point follow from the range of ``x``
-at run time, as ``DynamicQuantizeLinear`` defines them.
+backend encodes it in its own way. Without a scale, it is dynamic: for format uint8 without blocks, scale and zero point
+follow from the range of ``x`` at run time, as ``DynamicQuantizeLinear`` defines them; for signed integers in blocks,
+every ``block_size`` neighbours along ``axis`` have the scale that makes the largest of them the highest code.
 
 A scale has one element (per tensor), one per index of dimension ``axis`` (per channel), or the rank of ``x`` with one
 element per ``block_size`` indices of ``axis`` (in blocks). The zero point has the shape of the scale and the storage
@@ -27,6 +28,7 @@ __all__ = [
     "Format",
     "dequantize",
     "dynamic_parameters",
+    "dynamic_scale",
     "fake_quantize",
     "format_of",
     "is_fake_quantize",
@@ -130,7 +132,7 @@ def quantize(
     """The codes of ``x``: an array of the numpy type of ``format.storage``, rounded half to even, saturated."""
     wide = _wide(x)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        codes = wide / spread(scale, x.shape, axis, block_size).astype(wide.dtype)
+        codes = np.asarray(wide / spread(scale, x.shape, axis, block_size).astype(wide.dtype))  # no scalar: see out=
         if not format.is_integer:
             return np.clip(codes, format.low, format.high).astype(format.storage.numpy)
         np.rint(codes, out=codes)
@@ -145,10 +147,10 @@ def dequantize(
 ) -> Array:
     """The numbers of type ``dtype`` that ``codes`` stand for."""
     wide = np.float64 if dtype is DType.DOUBLE else np.float32
-    numbers = codes.astype(wide)
+    numbers: Array = codes.astype(wide)
     if zero_point is not None:
-        numbers -= spread(zero_point, codes.shape, axis, block_size).astype(wide)
-    numbers *= spread(scale, codes.shape, axis, block_size).astype(wide)
+        numbers = numbers - spread(zero_point, codes.shape, axis, block_size).astype(wide)
+    numbers = numbers * spread(scale, codes.shape, axis, block_size).astype(wide)
     return numbers.astype(dtype.numpy, copy=False)
 
 
@@ -168,14 +170,26 @@ def dynamic_parameters(x: Array, format: Format) -> tuple[Array, Array]:
     return np.asarray(scale), np.asarray(zero).astype(format.storage.numpy)
 
 
+def dynamic_scale(x: Array, format: Format, axis: int, block_size: int) -> Array:
+    """The scale of each block of ``x``, of the rank of ``x``: its largest magnitude becomes the highest code."""
+    axis += x.ndim if axis < 0 else 0
+    wide, size = _wide(x), x.shape[axis]
+    padded = np.pad(np.abs(wide), [(0, -size % block_size if i == axis else 0) for i in range(x.ndim)])
+    blocks = padded.reshape(*x.shape[:axis], -1, block_size, *x.shape[axis + 1 :])
+    scale = blocks.max(axis=axis + 1) / wide.dtype.type(format.high)
+    return np.where(scale > 0, scale, wide.dtype.type(1))
+
+
 def evaluate(node: Node, operands: list[Array | None]) -> Array:
     """What a FakeQuantize computes for concrete operands."""
     x, scale, zero_point = (*operands, None, None)[:3]
     assert x is not None
-    form = format_of(node)
+    form, axis, block_size = format_of(node), node.attrs.get("axis", 1), node.attrs.get("block_size", 0)
     if scale is None:
-        scale, zero_point = dynamic_parameters(x, form)
-    return fake_quantize(x, scale, zero_point, form, node.attrs.get("axis", 1), node.attrs.get("block_size", 0))
+        scale, zero_point = (
+            (dynamic_scale(x, form, axis, block_size), None) if block_size else dynamic_parameters(x, form)
+        )
+    return fake_quantize(x, scale, zero_point, form, axis, block_size)
 
 
 def _wide(x: Array) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..graph import Node
-from ..quantization import FAKE_QUANTIZE, format_of
+from ..quantization import FAKE_QUANTIZE, Format, format_of
 from ..types import TensorType, Type
 from .common import FLOATS, attr_int, check_dtype, normal_axis, operand_type, optional_type
 from .engine import IllTyped, typing
@@ -17,8 +17,7 @@ def _fake_quantize(node: Node) -> Type:
     if scale is None:
         if zero_point is not None:
             raise IllTyped(f"{node.op}: a zero point without a scale")
-        if form.name != "uint8":
-            raise IllTyped(f"{node.op}: without a scale, the format is uint8, not {form}")
+        _check_dynamic(node, x, form)
         return x
     check_dtype(node, scale.dtype, FLOATS)
     if zero_point is not None:
@@ -27,6 +26,18 @@ def _fake_quantize(node: Node) -> Type:
         _same_sizes(node, scale, zero_point)
     _check_scale(node, x, scale)
     return x
+
+
+def _check_dynamic(node: Node, x: TensorType, form: Format) -> None:
+    """Without a scale, it is uint8 for the whole tensor, or signed integers in blocks."""
+    if not attr_int(node, "block_size", 0):
+        if form.name != "uint8":
+            raise IllTyped(f"{node.op}: without a scale and blocks, the format is uint8, not {form}")
+        return
+    if not (form.is_integer and form.is_signed) or node.attrs["block_size"] < 0:
+        raise IllTyped(f"{node.op}: blocks without a scale hold signed integers, not {form}")
+    if x.shape is not None:
+        normal_axis(node, attr_int(node, "axis", 1), len(x.shape))
 
 
 def _same_sizes(node: Node, a: TensorType, b: TensorType) -> None:

@@ -15,7 +15,7 @@ __all__ = ["Verify", "largest_difference", "noise_floor", "run_all"]
 
 Arrays = Mapping[str, Any]
 _STEPS = 8  # rounding steps of the least precise type that may add up between two orders of evaluation
-_QUANTIZERS = ("QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul")
+_QUANTIZERS = ("QuantizeLinear", "DynamicQuantizeLinear", "FakeQuantize", "DynamicQuantizeMatMul")
 
 
 def run_all(runner: Runner, graph: Graph, samples: Sequence[Arrays]) -> list[dict[str, Any]]:
@@ -41,7 +41,7 @@ def noise_floor(graph: Graph) -> float:
     """
     floor = 0.0
     for node in graph.walk():
-        if node.op_type in _QUANTIZERS:
+        if node.op_type in _QUANTIZERS or node.op_type.startswith("QLinear"):
             return 2.0**-6
         for value in node.results:
             if value.dtype is DType.FLOAT16:

@@ -1,0 +1,103 @@
+"""Layers: the operators with weights that quantization is about, seen alike: a matrix of one row per output channel."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...ir import DType, Graph, Node, Value
+from ...ir.quantization import is_fake_quantize
+from ..base import PassError
+
+__all__ = ["Layer", "layers_of", "select"]
+
+Array = np.ndarray[Any, Any]
+_LAYERS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
+_FLOATS = (DType.FLOAT, DType.FLOAT16, DType.BFLOAT16)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A node that multiplies a value by a constant weight.
+
+    Attributes:
+        node: the node.
+        x: the value that is multiplied, operand 0 of the node when the layer was found.
+        weight: the constant, operand 1.
+        out_axis: the dimension of the weight that counts output channels.
+        in_axis: the one that counts inputs, along which it may be quantized in blocks; None for convolutions.
+    """
+
+    node: Node
+    x: Value
+    weight: Value
+    out_axis: int
+    in_axis: int | None
+
+    @property
+    def name(self) -> str:
+        """What it is called in reports."""
+        return self.node.name or self.node.result.name or self.node.op
+
+    def matrix(self) -> Array:
+        """The weight in float32, [out, in]."""
+        assert self.weight.const is not None
+        array = np.moveaxis(self.weight.const.numpy().astype(np.float32, copy=False), self.out_axis, 0)
+        return np.ascontiguousarray(array.reshape(len(array), -1))
+
+    def restored(self, matrix: Array) -> Array:
+        """A matrix [out, in] in the layout and the type of the weight."""
+        assert self.weight.const is not None
+        shape = list(self.weight.const.shape)
+        moved = [shape.pop(self.out_axis), *shape]
+        array = np.moveaxis(matrix.reshape(moved), 0, self.out_axis)
+        return np.ascontiguousarray(array).astype(self.weight.dtype.numpy, copy=False)
+
+
+def layers_of(graph: Graph) -> list[Layer]:
+    """The layers of ``graph``, nested graphs included, whose weights are floating-point constants, in order."""
+    return list(_layers(graph.walk()))
+
+
+def _layers(nodes: Iterable[Node]) -> Iterator[Layer]:
+    for node in nodes:
+        if node.op not in _LAYERS:
+            continue
+        x, weight = node.operand(0), node.operand(1)
+        if x is None or weight is None or weight.const is None or x.const is not None or weight.dtype not in _FLOATS:
+            continue
+        if is_fake_quantize(x):
+            continue
+        if node.op == "MatMul" and weight.rank == 2:
+            yield Layer(node, x, weight, 1, 0)
+        elif node.op == "Gemm" and not node.attrs.get("transA") and node.attrs.get("alpha", 1.0) == 1.0:
+            out = 0 if node.attrs.get("transB") else 1
+            yield Layer(node, x, weight, out, 1 - out)
+        elif node.op == "Conv":
+            yield Layer(node, x, weight, 0, None)
+        elif node.op == "ConvTranspose" and node.attrs.get("group", 1) == 1:
+            yield Layer(node, x, weight, 1, None)
+
+
+def select(layers: Sequence[Layer], only: Sequence[str], skip: Sequence[str]) -> list[Layer]:
+    """Those of ``layers`` that match a pattern of ``only`` (all if there is none) and none of ``skip``.
+
+    A pattern (``fnmatch``) is matched with the name of the node, its operator, and the module that it comes from.
+
+    Raises:
+        PassError: a pattern matches no layer.
+    """
+    labels = {layer: [layer.name, layer.node.op, layer.node.origin.module] for layer in layers}
+    for pattern in (*only, *skip):
+        if not any(fnmatch.fnmatchcase(label, pattern) for names in labels.values() for label in names):
+            known = ", ".join(layer.name for layer in layers[:3]) or "none"
+            raise PassError(f"no layer matches {pattern!r}; the first of {len(layers)} layers are {known}")
+
+    def matches(layer: Layer, patterns: Sequence[str]) -> bool:
+        return any(fnmatch.fnmatchcase(label, pattern) for label in labels[layer] for pattern in patterns)
+
+    return [layer for layer in layers if (not only or matches(layer, only)) and not matches(layer, skip)]

@@ -1,0 +1,308 @@
+"""Learning what quantization needs to know of a graph, and carrying a plan out: which layer becomes what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+
+from ...ir import Graph, Node, Value, constant, edit, op
+from ...ir.quantization import Format, parse_format
+from ..base import Context, PassError
+from .calibration import collect
+from .histogram import Histogram
+from .layers import Layer
+from .placement import Placement, place
+from .ranges import expected_error, parameters, range_of
+from .rounding import NEEDS_GRAM, Rounded, Rounding, fake_quantized, round_weight
+from .summaries import ChannelStatistics, ConvGram, GramMatrix
+from .targets import Target
+
+__all__ = ["Choice", "Knowledge", "Settings", "apply", "learn", "translated"]
+
+Array = np.ndarray[Any, Any]
+Choice = Literal["integers", "blocks", "weights", "float"]
+_GRAMS = 256 << 20  # bytes of matrices that are collected in one go
+_BLOCK = 128  # neighbours that share a scale where activations are quantized in blocks of their rows
+_FakeQuantize = op.domain("planish").FakeQuantize
+_TINY = 1e-30
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the pass was asked for.
+
+    Attributes:
+        target: the facts about the target.
+        activations: ``static``, ``dynamic`` or ``none``.
+        rounding: of the weights.
+        calibration: the method that chooses ranges.
+        percentile: for that method.
+        correct_bias: whether biases make up for shifts of the mean.
+    """
+
+    target: Target
+    activations: str
+    rounding: Rounding
+    calibration: str = "mse"
+    percentile: float = 99.99
+    correct_bias: bool = False
+
+    @property
+    def activation(self) -> Format:
+        """The format of activations."""
+        return parse_format(self.target.activation)
+
+
+@dataclass
+class Knowledge:
+    """What is known of a graph, by its values and layers.
+
+    Attributes:
+        layers: in order; results by layer are in the same order.
+        rounded: the weights with the format that was asked for.
+        ranges: scale and zero point of values with static ranges.
+        channels: statistics of what layers multiply.
+        histograms: of the values that have ranges.
+        errors: the predicted squared error of each layer in integers, relative to the square of its result.
+    """
+
+    layers: list[Layer]
+    rounded: list[Rounded]
+    ranges: dict[Value, tuple[Array, Array]] = field(default_factory=dict)
+    channels: dict[Value, ChannelStatistics] = field(default_factory=dict)
+    histograms: dict[Value, Histogram] = field(default_factory=dict)
+    errors: list[float] = field(default_factory=list)
+
+
+def learn(graph: Graph, layers: Sequence[Layer], settings: Settings, ctx: Context) -> Knowledge:
+    """Run ``graph`` on the samples as far as needed, choose ranges, and quantize the weights.
+
+    Raises:
+        PassError: there are no samples where they are needed, or a value cannot be calibrated.
+    """
+    needs = settings.activations == "static" or settings.rounding.method in NEEDS_GRAM
+    if needs and ctx.samples is None:
+        raise PassError(f"{settings.activations} activations and {settings.rounding.method} weights need samples")
+    knowledge = Knowledge(list(layers), [])
+    own = [layer for layer in layers if layer.node.graph is graph]
+    if ctx.samples is not None:
+        knowledge.channels = {layer.x: ChannelStatistics(-1 if layer.in_axis is not None else 1) for layer in own}
+        if settings.activations == "static":
+            placement = place(graph, own, settings.target)
+            knowledge.histograms = {placement.range_of(v): Histogram() for v in placement.readers}
+        wanted: dict[Value, list[Any]] = {v: [s] for v, s in knowledge.channels.items()}
+        for value, histogram in knowledge.histograms.items():
+            wanted.setdefault(value, []).append(histogram)
+        collect(graph, wanted, ctx.samples, ctx.runner)
+    choose = partial(range_of, method=settings.calibration, percentile=settings.percentile)
+    symmetric = settings.target.symmetric
+    for value, histogram in knowledge.histograms.items():
+        low, high = choose(histogram, format=settings.activation, symmetric=symmetric)
+        knowledge.ranges[value] = parameters(low, high, settings.activation, symmetric)
+    knowledge.rounded = _rounded(graph, layers, settings, knowledge, ctx)
+    knowledge.errors = [_predicted(i, knowledge, settings) for i in range(len(layers))]
+    return knowledge
+
+
+def _rounded(
+    graph: Graph, layers: Sequence[Layer], settings: Settings, knowledge: Knowledge, ctx: Context
+) -> list[Rounded]:
+    found: list[Rounded] = []
+    with_gram = settings.rounding.method in NEEDS_GRAM
+    for group in _groups(layers) if with_gram else [list(layers)]:
+        grams: dict[Value, GramMatrix] = {}
+        if with_gram:
+            grams = {layer.x: _gram_of(layer) for layer in group if layer.node.graph is graph}
+            if grams and ctx.samples is not None:
+                collect(graph, {v: [g] for v, g in grams.items()}, ctx.samples, ctx.runner)
+        for layer in group:
+            channels, gram = knowledge.channels.get(layer.x), grams.get(layer.x)
+            if isinstance(gram, ConvGram) != (layer.in_axis is None):
+                gram = None
+            found.append(round_weight(layer, settings.rounding, channels, gram))
+    return found
+
+
+def _gram_of(layer: Layer) -> GramMatrix:
+    return GramMatrix() if layer.in_axis is not None else ConvGram.of(layer.node)
+
+
+def _groups(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
+    """Consecutive layers whose matrices fit into memory together."""
+    group: list[Layer] = []
+    seen: dict[Value, int] = {}
+    for layer in layers:
+        assert layer.weight.const is not None
+        size = layer.weight.const.size // layer.weight.const.shape[layer.out_axis]
+        seen.setdefault(layer.x, 8 * size * size * layer.node.attrs.get("group", 1))
+        if group and sum(seen.values()) > _GRAMS:
+            yield group
+            group, seen = [], {layer.x: seen[layer.x]}
+        group.append(layer)
+    yield group
+
+
+def _predicted(i: int, knowledge: Knowledge, settings: Settings) -> float:
+    """The squared error of layer ``i`` in integers, relative to its result, if its inputs were not correlated."""
+    layer, rounded = knowledge.layers[i], knowledge.rounded[i]
+    channels = knowledge.channels.get(layer.x)
+    weight = layer.matrix()
+    if channels is None:
+        return float(rounded.noise.sum() / max(float(np.square(weight).sum()), _TINY))
+    columns = np.square(weight).sum(axis=0)
+    squares = channels.mean_square
+    if len(squares) != len(columns):  # a convolution: every channel meets a whole kernel
+        squares = np.repeat(squares.reshape(layer.node.attrs.get("group", 1), -1).mean(axis=0), 1)
+        squares = np.repeat(squares, len(columns) // len(squares))
+    step = 0.0
+    if settings.activations == "dynamic":
+        step = float((channels.high.max() - channels.low.min()) / 255) ** 2 / 12
+    elif layer.x in knowledge.ranges and layer.x in knowledge.histograms:
+        step = expected_error(knowledge.histograms[layer.x], *knowledge.ranges[layer.x], settings.activation)
+    return float(
+        (step * columns.sum() + (squares * rounded.noise).sum()) / max(float((squares * columns).sum()), _TINY)
+    )
+
+
+def translated(knowledge: Knowledge, mapping: Mapping[Value, Value]) -> Knowledge:
+    """``knowledge`` of a graph about a clone of it, by the mapping from values to their copies."""
+
+    def copy(layer: Layer) -> Layer:
+        node = mapping[layer.node.result].producer
+        assert node is not None
+        return replace(layer, node=node, x=node.given(0), weight=node.given(1))
+
+    def moved(table: dict[Value, Any]) -> dict[Value, Any]:
+        return {mapping[v]: x for v, x in table.items()}
+
+    return replace(
+        knowledge,
+        layers=[copy(layer) for layer in knowledge.layers],
+        ranges=moved(knowledge.ranges),
+        channels=moved(knowledge.channels),
+        histograms=moved(knowledge.histograms),
+    )
+
+
+# carrying it out
+
+
+def apply(graph: Graph, choices: Sequence[Choice], knowledge: Knowledge, settings: Settings) -> Placement:
+    """Quantize ``graph`` in place, every layer as chosen for it.
+
+    Returns:
+        Where activations were quantized.
+    """
+    chosen = dict(zip(knowledge.layers, choices, strict=True))
+    integers = [layer for layer, choice in chosen.items() if choice == "integers"]
+    placement = Placement()
+    if settings.activations == "static":
+        placement = place(graph, integers, settings.target)
+        quantizers = [_static(v, uses, placement, knowledge, settings) for v, uses in placement.readers.items()]
+        for quantizer in quantizers:
+            _saturate(quantizer, settings)
+    elif settings.activations == "dynamic":
+        _dynamic(integers, {"format": "uint8"})
+    in_blocks = [layer for layer, choice in chosen.items() if choice == "blocks"]
+    _dynamic(in_blocks, {"format": "int8", "axis": -1, "block_size": _BLOCK})
+    for layer, rounded in zip(knowledge.layers, knowledge.rounded, strict=True):
+        if chosen[layer] == "float":
+            continue
+        if chosen[layer] == "blocks":
+            how = replace(settings.rounding, granularity=_BLOCK)
+            rounded = round_weight(layer, how, knowledge.channels.get(layer.x))
+        _insert([fake := fake_quantized(layer, rounded)], layer.node)
+        if settings.correct_bias:
+            _correct_bias(layer, rounded)
+        edit.set_operand(layer.node, 1, fake)
+    return placement
+
+
+def _insert(values: Sequence[Value], before: Node) -> None:
+    for node in edit.insert_floating(values, before):
+        node.name, node.metadata = f"{before.name}/quantize" if before.name else "", before.metadata
+
+
+def _behind(value: Value, graph: Graph) -> Node:
+    """The node before which something goes that is computed from ``value``."""
+    if value.producer is not None:
+        following = value.producer.next
+        assert following is not None
+        return following
+    return next(iter(graph.nodes), graph.ret)
+
+
+def _static(
+    value: Value, uses: Sequence[tuple[Node, int]], placement: Placement, knowledge: Knowledge, settings: Settings
+) -> Node:
+    """Let ``uses`` read ``value`` quantized, with the range that it was seen to have."""
+    scale, zero = knowledge.ranges[placement.range_of(value)]
+    form = settings.activation
+    zeros = constant(zero, form.storage) if not form.is_signed or zero.any() else None
+    quantized = _FakeQuantize(value, constant(scale), zeros, format=form.name)
+    home = value.graph if value.producer is None else value.producer.graph
+    assert home is not None and quantized.producer is not None
+    _insert([quantized], _behind(value, home))
+    for node, position in uses:
+        edit.set_operand(node, position, quantized)
+    node: Node = quantized.producer
+    return node
+
+
+def _saturate(quantizer: Node, settings: Settings) -> None:
+    """Drop the Relu or Clip before a quantizer that saturates at the same numbers or before."""
+    while True:
+        x = quantizer.given(0)
+        clip = x.producer
+        if clip is None or clip.op not in settings.target.absorbs or x.users != (quantizer,):
+            return
+        low, high = _bounds(quantizer)
+        bounds = [
+            None if b is None or b.const is None else float(b.const.numpy().reshape(())) for b in clip.operands[1:]
+        ]
+        least, most = (0.0, None) if clip.op == "Relu" else (*bounds, None, None)[:2]
+        slack = 1e-6 * (high - low)
+        if (least is not None and low < least - slack) or (most is not None and high > most + slack):
+            return
+        edit.set_operand(quantizer, 0, clip.given(0))
+        edit.erase_dead([clip])
+
+
+def _bounds(quantizer: Node) -> tuple[float, float]:
+    """The least and the greatest number that comes out of a static quantizer."""
+    form, scale, zero = parse_format(quantizer.attrs["format"]), quantizer.given(1), quantizer.operand(2)
+    assert scale.const is not None
+    step = float(scale.const.numpy().reshape(()))
+    offset = 0.0 if zero is None or zero.const is None else float(zero.const.numpy().reshape(()))
+    return (form.low - offset) * step, (form.high - offset) * step
+
+
+def _dynamic(layers: Sequence[Layer], attrs: Mapping[str, Any]) -> None:
+    """Let ``layers`` read what they multiply quantized at run time; a value that several read is quantized once."""
+    quantized: dict[Value, Value] = {}
+    for layer in sorted(layers, key=lambda layer: layer.node.order):
+        x = layer.x
+        if x not in quantized or not edit.dominates(quantized[x], layer.node):
+            quantized[x] = _FakeQuantize(x, **attrs)
+            _insert([quantized[x]], layer.node)
+        edit.set_operand(layer.node, 0, quantized[x])
+
+
+def _correct_bias(layer: Layer, rounded: Rounded) -> None:
+    """Take the shift of the mean outputs off the bias (Nagel et al. 2019, arXiv:1906.04721, section 4.2)."""
+    node, position = layer.node, 2
+    if node.op == "MatMul":
+        users = node.result.users
+        if len(users) != 1 or users[0].op != "Add":
+            return
+        node, position = users[0], 1 if users[0].given(0) is node.result else 0
+    bias = node.operand(position)
+    if bias is None or bias.const is None or bias.shape != rounded.shift.shape:
+        return
+    array = bias.const.numpy()
+    corrected = constant((array - rounded.shift).astype(array.dtype), bias.dtype, bias.name)
+    edit.set_operand(node, position, corrected)

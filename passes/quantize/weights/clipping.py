@@ -1,0 +1,77 @@
+"""From ranges to scales: the parameters of a range of weights, and how much of a range it is best to cover."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ....ir.quantization import Format, fake_quantize
+
+__all__ = ["SHRINKS", "best_shrink", "parameters"]
+
+Array = np.ndarray[Any, Any]
+
+SHRINKS = np.linspace(1.0, 0.3, 71)  # the parts of a range that are tried; the whole first, so that it wins ties
+_CHUNK = 1 << 18  # elements that are rounded at once
+_SMALLEST = float(np.finfo(np.float32).tiny)  # scales below it lose precision, or are 0
+
+
+def parameters(low: Array, high: Array, format: Format, symmetric: bool) -> tuple[Array, Array | None]:
+    """Scales (float32) and zero points (None if symmetric) for the ranges from ``low`` to ``high``.
+
+    Args:
+        low: float64, not above 0.
+        high: float64, not below 0.
+        format: what the codes are.
+        symmetric: whether the larger of ``-low`` and ``high`` gets the code ``format.high``, and 0 the code 0; else
+            ``low`` and ``high`` get the lowest and the highest code, up to rounding.
+    """
+    step = np.maximum(-low, high) / format.high if symmetric else (high - low) / (format.high - format.low)
+    scale = np.where(step > 0, np.maximum(step, _SMALLEST), 1).astype(np.float32)
+    if symmetric:
+        return scale, None
+    zero = np.clip(np.rint(format.low - low / scale), format.low, format.high)
+    return scale, zero.astype(np.int32).astype(format.storage.numpy)
+
+
+def best_shrink(
+    groups: Array, low: Array, high: Array, format: Format, symmetric: bool, importance: Array | None
+) -> Array:
+    """The part of each range, among `SHRINKS`, that rounds its group with the smallest squared error.
+
+    Args:
+        groups: ``[groups, size]``, float32.
+        low: ``[groups]``; or ``[1]``, one range for all.
+        high: of the same shape.
+        format: what the codes are.
+        symmetric: as in `parameters`.
+        importance: ``[n, size]``, what the squared error of each element counts in group i, at row i modulo n.
+
+    Returns:
+        The shape of ``low``, float64.
+    """
+    least, best = np.full(low.shape, np.inf), np.ones(low.shape)
+    for shrink in SHRINKS:
+        scale, zero = parameters(low * shrink, high * shrink, format, symmetric)
+        errors = _squared_errors(groups, scale, zero, format, importance)
+        errors = errors if len(errors) == len(low) else errors.sum(keepdims=True)
+        better = errors < least
+        least[better], best[better] = errors[better], shrink
+    return best
+
+
+def _squared_errors(groups: Array, scale: Array, zero: Array | None, format: Format, importance: Array | None) -> Array:
+    """The (weighted) squared rounding error of each group, in float64, in which no square overflows."""
+    count, size = groups.shape
+    scale = np.broadcast_to(scale, count)
+    zero = None if zero is None else np.broadcast_to(zero, count)
+    errors = np.empty(count)
+    rows = max(1, _CHUNK // max(size, 1))
+    for part in (slice(start, start + rows) for start in range(0, count, rows)):
+        rounded = fake_quantize(groups[part], scale[part], None if zero is None else zero[part], format, axis=0)
+        squares = np.square((rounded - groups[part]).astype(np.float64))
+        if importance is not None:
+            squares *= importance[np.arange(count)[part] % len(importance)]
+        errors[part] = squares.sum(axis=1)
+    return errors

@@ -20,13 +20,17 @@ from .numerics import Exact, Numerics
 from .rewrite import RuleIndex, rewrite
 from .rules import Replacement, Rule
 
-__all__ = ["Context", "Failure", "Observer", "Pass", "PassError", "PassResult", "RewritePass", "Runner"]
+__all__ = ["Context", "Failure", "Observer", "Pass", "PassError", "PassResult", "RequestError", "RewritePass", "Runner"]
 
 Arrays = Mapping[str, Any]
 
 
 class PassError(PlanishError):
     """A pass cannot do what it was asked to; the message says why and what to do."""
+
+
+class RequestError(PassError):
+    """What was asked for makes no sense for this model or these data: the run ends, and nothing comes out."""
 
 
 class Runner(Protocol):
@@ -126,6 +130,8 @@ class PassResult:
         seconds: wall time of the pass itself, without observers.
         problem: why it was rolled back, or "".
         disabled: rules that were disabled because a rewrite of theirs broke a promise, with what it broke.
+        table: what else there is to report, one dictionary of facts per row.
+        notes: what the reader must know besides, one line each.
     """
 
     name: str
@@ -134,6 +140,8 @@ class PassResult:
     seconds: float = 0.0
     problem: str = ""
     disabled: dict[str, str] = field(default_factory=dict)
+    table: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -147,6 +155,8 @@ class Context:
         disabled: names of rules that must not fire.
         results: one record per pass that has run, in order.
         samples: makes the sample inputs that passes may look at, as often as they are needed; None if there are none.
+        metric: the quality of outputs for these samples, in their order, the higher the better; None to compare the
+            outputs with those of the original.
         limit: how many more rewrites the current pass may make; None for no limit (see `planish.passes.bisect`).
     """
 
@@ -156,6 +166,7 @@ class Context:
     disabled: set[str] = field(default_factory=set)
     results: list[PassResult] = field(default_factory=list)
     samples: Callable[[], Iterable[Arrays]] | None = None
+    metric: Callable[[list[dict[str, Any]]], float] | None = None
     limit: int | None = None
     last: Replacement | None = None
     _runner: Runner | None = None

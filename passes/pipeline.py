@@ -18,7 +18,7 @@ from typing import Any
 from ..ir import Graph
 from ..ir.edit import Transaction
 from ..ir.errors import PlanishError
-from .base import Context, Failure, Pass, PassResult
+from .base import Context, Failure, Pass, PassResult, RequestError
 from .registry import find_pass, find_recipe
 
 __all__ = ["Fixpoint", "Pipeline", "PipelineError", "format_options"]
@@ -148,7 +148,7 @@ def _attempt(p: Pass, graph: Graph, ctx: Context, result: PassResult) -> Failure
         with_journal.rollback()
         result.edits = 0
         return failure
-    except (MemoryError, KeyboardInterrupt):
+    except (MemoryError, KeyboardInterrupt, RequestError):
         with_journal.rollback()
         raise
     except Exception as error:  # noqa: BLE001 - a failing pass must not take the model with it: it is reported and undone

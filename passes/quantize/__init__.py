@@ -5,19 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ...ir import Graph
+from ...ir import DType, Graph
 from ...ir.quantization import parse_format
-from ..base import Context, Pass, PassError
+from ..base import Context, Pass, RequestError
 from ..numerics import Lossy
+from .budget import Trial, within_budget
 from .layers import Layer, layers_of, select
 from .plan import Choice, Settings, apply, learn
 from .rounding import Rounding, WeightMethod
+from .summary import describe
 from .targets import Target, target_for
 
 __all__ = ["Quantize"]
 
 Activations = Literal["static", "dynamic", "none"]
-Calibration = Literal["minmax", "moving-average", "percentile", "entropy", "mse"]
+Calibration = Literal["auto", "minmax", "moving-average", "percentile", "entropy", "mse"]
+_CALIBRATIONS = ("minmax", "mse", "percentile")
 
 
 @dataclass(frozen=True)
@@ -30,15 +33,18 @@ class Quantize(Pass):
         block: how many neighbouring inputs share a scale; 0: each output channel has one.
         weights: how weights are rounded.
         symmetric: whether weights have no zero point.
-        calibration: how ranges of activations are chosen.
+        calibration: how ranges of activations are chosen; ``auto`` compares minmax, mse and percentile by what they
+            lose, all layers quantized.
         percentile: for calibration ``percentile``, the share of the elements inside, in percent.
         embeddings: whether tables that rows are picked from are quantized, too (8 bits, a scale per row).
         correct_bias: whether biases make up for the shift of the mean outputs.
         only: patterns of the layers to quantize.
         skip: patterns of layers to leave alone.
+        max_drop: how much of the metric may be lost: layers that cost too much are kept more precise. Without a metric
+            in the context, 1 minus the mean cosine between the outputs and those of the graph as it is.
 
     Raises:
-        PassError: there is nothing to quantize, or no samples where they are needed.
+        RequestError: there is nothing to quantize, or no samples where they are needed.
     """
 
     numerics = Lossy()
@@ -48,12 +54,13 @@ class Quantize(Pass):
     block: int = 0
     weights: WeightMethod = "mse"
     symmetric: bool = True
-    calibration: Calibration = "mse"
+    calibration: Calibration = "auto"
     percentile: float = 99.99
     embeddings: bool = True
     correct_bias: bool = False
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
+    max_drop: float | None = None
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
@@ -66,27 +73,52 @@ class Quantize(Pass):
         rounding = Rounding(
             form, self.block or ("row" if target.per_channel else "tensor"), self.weights, self.symmetric
         )
-        return Settings(target, self.activations, rounding, self.calibration, self.percentile, self.correct_bias)
+        calibration = self.calibration if self.calibration != "auto" else "minmax"
+        return Settings(
+            target, self.activations, rounding, calibration, self.percentile, self.correct_bias, self.embeddings
+        )
 
     def run(self, graph: Graph, ctx: Context) -> None:
         target = target_for(ctx.target)
-        layers = self.layers(graph, target)
         settings = self.settings(target)
+        layers = self.layers(graph, target)
         knowledge = learn(graph, layers, settings, ctx)
-        choice: Choice = "weights" if self.activations == "none" else "integers"
-        apply(graph, [choice] * len(layers), knowledge, settings)
-        ctx.note("quantized layers", len(layers))
+        ladders = [self.ladder(layer, target) for layer in layers]
+        choices = [ladder[0] for ladder in ladders]
+        trial = Trial(graph, knowledge, ctx) if ctx.samples is not None else None
+        if trial is not None and self.activations == "static" and self.calibration == "auto":
+            settings = trial.best_calibration(choices, settings, _CALIBRATIONS)
+        lost = None
+        if self.max_drop is not None:
+            if trial is None:
+                raise RequestError("max_drop needs samples to measure what is lost")
+            choices, lost = within_budget(knowledge.errors, ladders, lambda c: trial.drop(c, settings), self.max_drop)
+        apply(graph, choices, knowledge, settings)
+        if ctx.results:
+            describe(choices, knowledge, settings, ctx.results[-1])
+            if trial is not None and trial.evaluations:
+                ctx.note("evaluations of the model", trial.evaluations)
+            if lost is not None:
+                ctx.results[-1].notes.append(f"quantization loses {lost:.2g} of the metric; allowed {self.max_drop:g}")
 
     def layers(self, graph: Graph, target: Target) -> list[Layer]:
         """The layers to quantize.
 
         Raises:
-            PassError: there are none, or a pattern matches nothing.
+            RequestError: there are none, or a pattern matches nothing.
         """
         kinds = {"static": target.layers, "dynamic": target.dynamic, "none": target.layers}[self.activations]
         found = [layer for layer in layers_of(graph) if layer.node.op in kinds]
         if self.activations == "static":
             found = [layer for layer in found if layer.node.graph is graph]
         if not found:
-            raise PassError(f"nothing to quantize: no {', '.join(sorted(kinds))} with a constant weight")
+            raise RequestError(f"nothing to quantize: no {', '.join(sorted(kinds))} with a constant weight")
         return select(found, self.only, self.skip)
+
+    def ladder(self, layer: Layer, target: Target) -> list[Choice]:
+        """The ways to quantize ``layer``, the least precise first."""
+        if self.activations == "none":
+            return ["weights", "float"]
+        if layer.node.op in target.blocks and self.bits == 8 and layer.x.dtype is DType.FLOAT:
+            return ["integers", "blocks", "weights", "float"]
+        return ["integers", "weights", "float"]

@@ -15,7 +15,7 @@ import numpy as np
 from ...ir import DType, Graph, GraphOutput, TensorType, Value, edit, op
 from ...ir.clone import clone_graph
 from ...ir.text import Names, graph_text
-from ..base import PassError, Runner
+from ..base import RequestError, Runner
 from .histogram import Histogram
 from .summaries import ChannelStatistics
 
@@ -60,17 +60,17 @@ class Calibration:
         """The statistics by the values of ``graph``, which must be (or equal) the graph that was calibrated.
 
         Raises:
-            PassError: it is another graph, or has been changed since.
+            RequestError: it is another graph, or has been changed since.
         """
         if _fingerprint(graph) != self.fingerprint:
-            raise PassError(f"the calibration is of another graph than {graph.name!r}, or of another state of it")
+            raise RequestError(f"the calibration is of another graph than {graph.name!r}, or of another state of it")
         return {v: self.statistics[name] for v, name in _names(graph).items() if name in self.statistics}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as JSON, whole or not at all.
 
         Raises:
-            PassError: it cannot be written, or holds a statistic that has no JSON form, such as a `GramMatrix`.
+            RequestError: it cannot be written, or holds a statistic that has no JSON form, such as a `GramMatrix`.
         """
         data = {"format": _FORMAT, "fingerprint": self.fingerprint, "samples": self.samples}
         values = {name: [_to_dict(s, name) for s in kept] for name, kept in self.statistics.items()}
@@ -84,14 +84,14 @@ class Calibration:
                 temporary.unlink(missing_ok=True)
                 raise
         except OSError as error:
-            raise PassError(f"{path}: {error.strerror or error}") from error
+            raise RequestError(f"{path}: {error.strerror or error}") from error
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Calibration:
         """What `save` wrote.
 
         Raises:
-            PassError: it cannot be read, or is something else.
+            RequestError: it cannot be read, or is something else.
         """
         path = Path(path)
         try:
@@ -101,9 +101,9 @@ class Calibration:
             values = {name: [_from_dict(s) for s in kept] for name, kept in data["values"].items()}
             return cls(str(data["fingerprint"]), int(data["samples"]), values)
         except OSError as error:
-            raise PassError(f"{path}: {error.strerror or error}") from error
+            raise RequestError(f"{path}: {error.strerror or error}") from error
         except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise PassError(f"{path} is no calibration: {' '.join(str(error).split())}") from error
+            raise RequestError(f"{path} is no calibration: {' '.join(str(error).split())}") from error
 
 
 def collect(
@@ -136,7 +136,7 @@ def collect(
         The same statistics, by names.
 
     Raises:
-        PassError: a value is a constant, belongs to another or a nested graph, or holds no numbers; there are no
+        RequestError: a value is a constant, belongs to another or a nested graph, or holds no numbers; there are no
             samples; one lacks an input or is an empty batch; a value has no element that is a finite number.
     """
     names = _names(graph)
@@ -158,11 +158,11 @@ def collect(
             if progress is not None:
                 progress(runs, total)
     if not runs:
-        raise PassError("there are no samples to calibrate with")
+        raise RequestError("there are no samples to calibrate with")
     for value, tally in tallies.items():
         if not tally.finite:
             what = f"all {tally.elements} elements are NaN or infinite" if tally.elements else "it has no elements"
-            raise PassError(f"%{names[value]} cannot be calibrated: {what} for the given samples")
+            raise RequestError(f"%{names[value]} cannot be calibrated: {what} for the given samples")
     return Calibration(_fingerprint(graph), runs // len(groups), {names[v]: tuple(kept) for v, kept in wanted.items()})
 
 
@@ -192,7 +192,7 @@ def _fingerprint(graph: Graph) -> str:
 def _to_dict(statistic: Statistic, name: str) -> dict[str, Any]:
     kind = type(statistic).__name__
     if kind not in _KINDS:
-        raise PassError(f"the {kind} of %{name} cannot be saved: only {' and '.join(_KINDS)} can")
+        raise RequestError(f"the {kind} of %{name} cannot be saved: only {' and '.join(_KINDS)} can")
     return {"kind": kind, **statistic.to_dict()}  # type: ignore[attr-defined]
 
 
@@ -202,16 +202,18 @@ def _from_dict(data: dict[str, Any]) -> Statistic:
 
 
 def _check(wanted: Iterable[Value], names: Mapping[Value, str]) -> None:
-    """Raise `PassError` for values that cannot be calibrated."""
+    """Raise `RequestError` for values that cannot be calibrated."""
     for value in wanted:
         if value.is_constant:
-            raise PassError(f"%{value.name or '_'} cannot be calibrated: it is a constant")
+            raise RequestError(f"%{value.name or '_'} cannot be calibrated: it is a constant")
         if value not in names:
-            raise PassError(f"%{value.name or '_'} cannot be calibrated: it is nested in a node, or of another graph")
+            raise RequestError(
+                f"%{value.name or '_'} cannot be calibrated: it is nested in a node, or of another graph"
+            )
         dtype = value.dtype
         numeric = dtype.is_floating or dtype.is_integer or dtype in (DType.BOOL, DType.UNDEFINED)
         if not isinstance(value.type, TensorType) or not numeric:
-            raise PassError(f"%{names[value]} cannot be calibrated: {value.type} holds no real numbers")
+            raise RequestError(f"%{names[value]} cannot be calibrated: {value.type} holds no real numbers")
 
 
 # samples
@@ -222,7 +224,7 @@ def _reader(samples: Samples) -> Reader:
     if callable(samples):
         return lambda: iter(samples())
     if isinstance(samples, Iterator):
-        raise PassError("samples may be read several times: give a list or a function that returns an iterator")
+        raise RequestError("samples may be read several times: give a list or a function that returns an iterator")
     return lambda: iter(samples)
 
 
@@ -235,10 +237,10 @@ def _feed(graph: Graph, sample: Sample, number: int) -> dict[str, Any]:
         elif value.default is not None:
             feed[value.name] = value.default.numpy()
         else:
-            raise PassError(f"sample {number} has no input {value.name!r}")
+            raise RequestError(f"sample {number} has no input {value.name!r}")
         shape = np.shape(feed[value.name]) if isinstance(value.type, TensorType) else ()
         if shape[:1] == (0,):
-            raise PassError(f"sample {number} is an empty batch: input {value.name!r} has shape {list(shape)}")
+            raise RequestError(f"sample {number} is an empty batch: input {value.name!r} has shape {list(shape)}")
     return feed
 
 

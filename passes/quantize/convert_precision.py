@@ -27,7 +27,7 @@ import numpy as np
 
 from ...ir import ArrayTensor, DType, Graph, LazyTensor, Node, Tensor, TensorType, Value, constant, edit, op
 from ...ir.types import UNKNOWN, compatible
-from ..base import Context, Pass, PassError
+from ..base import Context, Pass, RequestError
 from ..numerics import Lossy
 from .overflow import Representable, measured_magnitudes, propagate
 from .precision import AS_THEY_COME, FOLLOWS, MATRIX, SATURATES, SENSITIVE, HalfForm, half_form
@@ -77,7 +77,7 @@ def _matching(graph: Graph, patterns: Iterable[str]) -> set[Node]:
     """The nodes that ``patterns`` name by operator, name, or the module that they come from.
 
     Raises:
-        PassError: a pattern names none.
+        RequestError: a pattern names none.
     """
     labels = {node: {node.op, node.name, node.origin.module} for node in graph.walk()}
     known = sorted(set().union(*labels.values()) - {""})
@@ -86,7 +86,7 @@ def _matching(graph: Graph, patterns: Iterable[str]) -> set[Node]:
         matching = {label for label in known if fnmatchcase(label, pattern)}
         if not matching:
             near = ", ".join(difflib.get_close_matches(pattern, known, n=3))
-            raise PassError(f"no operator or node is called {pattern!r}" + (f"; there are {near}" if near else ""))
+            raise RequestError(f"no operator or node is called {pattern!r}" + (f"; there are {near}" if near else ""))
         found.update(node for node in labels if labels[node] & matching)
     return found
 

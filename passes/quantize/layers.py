@@ -11,11 +11,12 @@ import numpy as np
 
 from ...ir import DType, Graph, Node, Value
 from ...ir.quantization import is_fake_quantize
-from ..base import PassError
+from ..base import RequestError
 
-__all__ = ["Layer", "layers_of", "select"]
+__all__ = ["Layer", "layers_of", "select", "tables_of"]
 
 Array = np.ndarray[Any, Any]
+_LARGE = 1 << 14  # elements: smaller tables are not worth quantizing
 _LAYERS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 _FLOATS = (DType.FLOAT, DType.FLOAT16, DType.BFLOAT16)
 
@@ -83,19 +84,30 @@ def _layers(nodes: Iterable[Node]) -> Iterator[Layer]:
             yield Layer(node, x, weight, 1, None)
 
 
+def tables_of(graph: Graph, ops: Iterable[str]) -> list[Node]:
+    """The nodes of operators ``ops`` that pick rows of a constant matrix of floating-point numbers, in order."""
+    found = []
+    for node in graph.walk():
+        if node.op in ops and node.attrs.get("axis", 0) == 0:
+            table = node.given(0)
+            if table.const is not None and table.rank == 2 and table.dtype in _FLOATS and table.const.size >= _LARGE:
+                found.append(node)
+    return found
+
+
 def select(layers: Sequence[Layer], only: Sequence[str], skip: Sequence[str]) -> list[Layer]:
     """Those of ``layers`` that match a pattern of ``only`` (all if there is none) and none of ``skip``.
 
     A pattern (``fnmatch``) is matched with the name of the node, its operator, and the module that it comes from.
 
     Raises:
-        PassError: a pattern matches no layer.
+        RequestError: a pattern matches no layer.
     """
     labels = {layer: [layer.name, layer.node.op, layer.node.origin.module] for layer in layers}
     for pattern in (*only, *skip):
         if not any(fnmatch.fnmatchcase(label, pattern) for names in labels.values() for label in names):
             known = ", ".join(layer.name for layer in layers[:3]) or "none"
-            raise PassError(f"no layer matches {pattern!r}; the first of {len(layers)} layers are {known}")
+            raise RequestError(f"no layer matches {pattern!r}; the first of {len(layers)} layers are {known}")
 
     def matches(layer: Layer, patterns: Sequence[str]) -> bool:
         return any(fnmatch.fnmatchcase(label, pattern) for label in labels[layer] for pattern in patterns)

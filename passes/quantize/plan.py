@@ -11,23 +11,25 @@ import numpy as np
 
 from ...ir import Graph, Node, Value, constant, edit, op
 from ...ir.quantization import Format, parse_format
-from ..base import Context, PassError
+from ..base import Context, RequestError
 from .calibration import collect
 from .histogram import Histogram
-from .layers import Layer
+from .layers import Layer, tables_of
 from .placement import Placement, place
 from .ranges import expected_error, parameters, range_of
 from .rounding import NEEDS_GRAM, Rounded, Rounding, fake_quantized, round_weight
 from .summaries import ChannelStatistics, ConvGram, GramMatrix
 from .targets import Target
+from .weights.grids import Grid, grid_for
 
-__all__ = ["Choice", "Knowledge", "Settings", "apply", "learn", "translated"]
+__all__ = ["Choice", "Knowledge", "Settings", "apply", "choose_ranges", "learn", "translated"]
 
 Array = np.ndarray[Any, Any]
 Choice = Literal["integers", "blocks", "weights", "float"]
 _GRAMS = 256 << 20  # bytes of matrices that are collected in one go
 _BLOCK = 128  # neighbours that share a scale where activations are quantized in blocks of their rows
 _FakeQuantize = op.domain("planish").FakeQuantize
+_TABLE = parse_format("int8")
 _TINY = 1e-30
 
 
@@ -42,6 +44,7 @@ class Settings:
         calibration: the method that chooses ranges.
         percentile: for that method.
         correct_bias: whether biases make up for shifts of the mean.
+        tables: whether tables that rows are picked from are quantized.
     """
 
     target: Target
@@ -50,6 +53,7 @@ class Settings:
     calibration: str = "mse"
     percentile: float = 99.99
     correct_bias: bool = False
+    tables: bool = False
 
     @property
     def activation(self) -> Format:
@@ -68,6 +72,8 @@ class Knowledge:
         channels: statistics of what layers multiply.
         histograms: of the values that have ranges.
         errors: the predicted squared error of each layer in integers, relative to the square of its result.
+        blocks: weights in blocks, by the number of the layer, for those that have been needed.
+        tables: the grids of the tables that rows are picked from, one for each of `tables_of`.
     """
 
     layers: list[Layer]
@@ -76,17 +82,19 @@ class Knowledge:
     channels: dict[Value, ChannelStatistics] = field(default_factory=dict)
     histograms: dict[Value, Histogram] = field(default_factory=dict)
     errors: list[float] = field(default_factory=list)
+    blocks: dict[int, Rounded] = field(default_factory=dict)
+    tables: list[Grid] = field(default_factory=list)
 
 
 def learn(graph: Graph, layers: Sequence[Layer], settings: Settings, ctx: Context) -> Knowledge:
     """Run ``graph`` on the samples as far as needed, choose ranges, and quantize the weights.
 
     Raises:
-        PassError: there are no samples where they are needed, or a value cannot be calibrated.
+        RequestError: there are no samples where they are needed, or a value cannot be calibrated.
     """
     needs = settings.activations == "static" or settings.rounding.method in NEEDS_GRAM
     if needs and ctx.samples is None:
-        raise PassError(f"{settings.activations} activations and {settings.rounding.method} weights need samples")
+        raise RequestError(f"{settings.activations} activations and {settings.rounding.method} weights need samples")
     knowledge = Knowledge(list(layers), [])
     own = [layer for layer in layers if layer.node.graph is graph]
     if ctx.samples is not None:
@@ -98,14 +106,22 @@ def learn(graph: Graph, layers: Sequence[Layer], settings: Settings, ctx: Contex
         for value, histogram in knowledge.histograms.items():
             wanted.setdefault(value, []).append(histogram)
         collect(graph, wanted, ctx.samples, ctx.runner)
-    choose = partial(range_of, method=settings.calibration, percentile=settings.percentile)
-    symmetric = settings.target.symmetric
-    for value, histogram in knowledge.histograms.items():
-        low, high = choose(histogram, format=settings.activation, symmetric=symmetric)
-        knowledge.ranges[value] = parameters(low, high, settings.activation, symmetric)
+    choose_ranges(knowledge, settings)
     knowledge.rounded = _rounded(graph, layers, settings, knowledge, ctx)
     knowledge.errors = [_predicted(i, knowledge, settings) for i in range(len(layers))]
+    if settings.tables:
+        tables = (node.given(0).const for node in tables_of(graph, settings.target.tables))
+        knowledge.tables = [grid_for(t.numpy().astype(np.float32, copy=False), _TABLE) for t in tables if t is not None]
     return knowledge
+
+
+def choose_ranges(knowledge: Knowledge, settings: Settings) -> None:
+    """Choose the ranges of all values that have a histogram."""
+    form, symmetric = settings.activation, settings.target.symmetric
+    choose = partial(range_of, method=settings.calibration, percentile=settings.percentile)
+    for value, histogram in knowledge.histograms.items():
+        low, high = choose(histogram, format=form, symmetric=symmetric)
+        knowledge.ranges[value] = parameters(low, high, form, symmetric)
 
 
 def _rounded(
@@ -207,19 +223,30 @@ def apply(graph: Graph, choices: Sequence[Choice], knowledge: Knowledge, setting
             _saturate(quantizer, settings)
     elif settings.activations == "dynamic":
         _dynamic(integers, {"format": "uint8"})
+    for node, grid in zip(tables_of(graph, settings.target.tables), knowledge.tables, strict=False):
+        _insert([rows := _FakeQuantize(node.given(0), constant(grid.scale), format=_TABLE.name, axis=0)], node)
+        edit.set_operand(node, 0, rows)
     in_blocks = [layer for layer, choice in chosen.items() if choice == "blocks"]
     _dynamic(in_blocks, {"format": "int8", "axis": -1, "block_size": _BLOCK})
-    for layer, rounded in zip(knowledge.layers, knowledge.rounded, strict=True):
-        if chosen[layer] == "float":
+    for i, layer in enumerate(knowledge.layers):
+        if choices[i] == "float":
             continue
-        if chosen[layer] == "blocks":
-            how = replace(settings.rounding, granularity=_BLOCK)
-            rounded = round_weight(layer, how, knowledge.channels.get(layer.x))
+        rounded = knowledge.rounded[i] if choices[i] != "blocks" else _in_blocks(i, knowledge, settings)
         _insert([fake := fake_quantized(layer, rounded)], layer.node)
         if settings.correct_bias:
             _correct_bias(layer, rounded)
         edit.set_operand(layer.node, 1, fake)
     return placement
+
+
+def _in_blocks(i: int, knowledge: Knowledge, settings: Settings) -> Rounded:
+    """The weight of layer ``i`` in blocks, for activations in blocks."""
+    if i not in knowledge.blocks:
+        method = settings.rounding.method
+        how = replace(settings.rounding, granularity=_BLOCK, method="mse" if method in NEEDS_GRAM else method)
+        layer = knowledge.layers[i]
+        knowledge.blocks[i] = round_weight(layer, how, knowledge.channels.get(layer.x))
+    return knowledge.blocks[i]
 
 
 def _insert(values: Sequence[Value], before: Node) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ...ir.quantization import Format
-from ..base import PassError
+from ..base import RequestError
 from .histogram import Bins, Histogram
 
 __all__ = ["METHODS", "expected_error", "parameters", "range_of"]
@@ -52,12 +52,12 @@ def range_of(
         ``(low, high)`` with ``low <= 0 <= high``. It is (0, 0) for a histogram of no elements, or of zeros only.
 
     Raises:
-        PassError: there is no such method, or the percentile is not above 0 and at most 100.
+        RequestError: there is no such method, or the percentile is not above 0 and at most 100.
     """
     if method not in METHODS:
-        raise PassError(f"no calibration method {method!r}: there are {', '.join(METHODS)}")
+        raise RequestError(f"no calibration method {method!r}: there are {', '.join(METHODS)}")
     if not 0 < percentile <= 100:
-        raise PassError(f"the percentile must be above 0 and at most 100, not {percentile}")
+        raise RequestError(f"the percentile must be above 0 and at most 100, not {percentile}")
     if not histogram.count:
         return 0.0, 0.0
     full = _with_zero(histogram.min, histogram.max, symmetric)

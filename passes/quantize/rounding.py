@@ -11,7 +11,7 @@ import numpy as np
 from ...ir import LazyTensor, Tensor, Value, constant, op
 from ...ir.quantization import Format
 from ...ir.tensor import ArrayTensor
-from ..base import PassError
+from ..base import RequestError
 from .layers import Layer
 from .summaries import ChannelStatistics, GramMatrix
 from .weights.adaround import adaround
@@ -74,7 +74,7 @@ def round_weight(
         gram: the products of its inputs, for the methods that look at them.
 
     Raises:
-        PassError: the weight, or what is known of the inputs, is not finite.
+        RequestError: the weight, or what is known of the inputs, is not finite.
     """
     weight = layer.matrix()
     per_input = None if channels is None else _per_column(channels.mean_square, weight, layer)
@@ -88,9 +88,9 @@ def round_weight(
             grid = hqq(weight, grid)
         codes = None
         if how.method in NEEDS_GRAM and gram is not None and gram.rows:
-            codes, grid = _by_gram(weight, grid, gram.matrix.reshape(groups, *gram.matrix.shape[-2:]), how, fit)
+            codes = _by_gram(weight, grid, gram.matrix.reshape(groups, *gram.matrix.shape[-2:]), how)
     except ValueError as error:
-        raise PassError(f"{layer.name}: {error}") from error
+        raise RequestError(f"{layer.name}: {error}") from error
     difference = (grid.apply(weight) if codes is None else grid.values(codes)).astype(np.float64) - weight
     shift = np.zeros(len(weight))
     if channels is not None:
@@ -108,20 +108,19 @@ def _per_column(channel: Array, weight: Array, layer: Layer) -> Array:
     return np.repeat(each, weight.shape[1] // len(each))
 
 
-def _by_gram(weight: Array, grid: Grid, grams: Array, how: Rounding, fit: Any) -> tuple[Array, Grid]:
-    """Codes, and the grid, by a method that looks at the inputs; group by group."""
+def _by_gram(weight: Array, grid: Grid, grams: Array, how: Rounding) -> Array:
+    """The codes by a method that looks at the inputs, group by group."""
     rows = len(weight) // len(grams)
-    codes, grids = [], []
+    codes = []
     for i, gram in enumerate(grams):
         part = slice(i * rows, (i + 1) * rows)
         own = grid if len(grams) == 1 else _rows_of(grid, part)
         if how.method == "gptq":
-            rounded, own = gptq(weight[part], gram, fit if own.block_size else own)
+            rounded, _ = gptq(weight[part], gram, own, order=True)
         else:
             rounded = adaround(weight[part], gram, own)
         codes.append(own.round(rounded))
-        grids.append(own)
-    return np.concatenate(codes), grids[0] if len(grids) == 1 else grid
+    return np.concatenate(codes)
 
 
 def _rows_of(grid: Grid, part: slice) -> Grid:

@@ -23,7 +23,7 @@ import numpy as np
 
 from ...ir import Graph, Node, Value, constant, edit, op
 from ...ir.quantization import parse_format
-from ..base import Context, Pass, PassError
+from ..base import Context, Pass, RequestError
 from ..numerics import Within
 from .calibration import collect
 from .layers import Layer, layers_of, select
@@ -54,7 +54,7 @@ class Smooth(Pass):
         skip: patterns of layers to leave alone.
 
     Raises:
-        PassError: there are no samples, or a pattern matches nothing.
+        RequestError: there are no samples, or a pattern matches nothing.
     """
 
     numerics = Within(rtol=1e-4)
@@ -65,7 +65,7 @@ class Smooth(Pass):
 
     def run(self, graph: Graph, ctx: Context) -> None:
         if ctx.samples is None:
-            raise PassError("smooth needs samples: give data")
+            raise RequestError("smooth needs samples: give data")
         sites = _sites(select([x for x in layers_of(graph) if x.in_axis is not None], self.only, self.skip), graph)
         statistics = {x: ChannelStatistics(-1) for x in sites}
         if not sites:

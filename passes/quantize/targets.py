@@ -36,6 +36,8 @@ class Target:
         moves: operators that only move elements, or pick some; they run on integers of one scale.
         residual_only: whether of an addition only the operand that does not come from a convolution is quantized.
         dynamic: layers for which ranges may be found at run time.
+        blocks: layers for which that may be done for blocks of rows.
+        tables: operators that pick rows of a table, which may be stored as integers.
     """
 
     name: str
@@ -50,6 +52,8 @@ class Target:
     moves: frozenset[str] = _MOVES
     residual_only: bool = False
     dynamic: frozenset[str] = frozenset()
+    blocks: frozenset[str] = frozenset()
+    tables: frozenset[str] = frozenset()
 
 
 _ORT = Target(
@@ -64,6 +68,8 @@ _ORT = Target(
         }
     ),
     dynamic=frozenset({"MatMul", "Gemm"}),
+    blocks=frozenset({"MatMul", "Gemm"}),
+    tables=frozenset({"Gather"}),
 )
 _TARGETS = {
     t.name: t
@@ -77,7 +83,7 @@ _TARGETS = {
             computes=frozenset({"Add", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat"}),
             residual_only=True,
         ),
-        Target("xla", dynamic=frozenset({"MatMul", "Gemm"})),
+        Target("xla", dynamic=frozenset({"MatMul", "Gemm"}), tables=frozenset({"Gather"})),
     )
 }
 _ALIASES = {"onnxruntime": "onnxruntime:x64", "reference": "onnxruntime:x64", "tpu": "xla"}

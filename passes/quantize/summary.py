@@ -1,0 +1,66 @@
+"""What quantization has to report: one row of facts per layer."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from ...ir.quantization import format_of, is_fake_quantize
+from ..base import PassResult
+from .layers import Layer
+from .plan import Choice, Knowledge, Settings
+
+__all__ = ["describe", "rows"]
+
+_KERNELS: dict[Choice, str] = {
+    "integers": "int8",
+    "blocks": "int8 in blocks of rows",
+    "weights": "float: more precise, to keep the budget",
+    "float": "float: not quantized, to keep the budget",
+}
+
+
+def rows(choices: Sequence[Choice], knowledge: Knowledge, settings: Settings) -> list[dict[str, Any]]:
+    """The facts about every layer, in order.
+
+    ``sqnr`` is the predicted ratio of signal to quantization noise of the layer's result in decibels, ``share`` the
+    part of the predicted errors of all layers that is its, both as if it were in integers; ``kernel`` what it runs as.
+    """
+    total = sum(knowledge.errors) or 1.0
+    found = []
+    for layer, choice, error in zip(knowledge.layers, choices, knowledge.errors, strict=True):
+        weight, x = layer.node.given(1), layer.node.given(0)
+        low, high = _range(layer, knowledge)
+        kernel = _KERNELS[choice]
+        if settings.activations == "none" and choice == "weights":
+            kernel = "float: only weights are quantized"
+        found.append(
+            {
+                "layer": layer.name,
+                "operator": layer.node.op,
+                "weight": str(format_of(weight.producer)) if is_fake_quantize(weight) and weight.producer else "float",
+                "activation": str(format_of(x.producer)) if is_fake_quantize(x) and x.producer else "float",
+                "low": low,
+                "high": high,
+                "sqnr": -10 * math.log10(error) if error > 0 else None,
+                "share": error / total,
+                "kernel": kernel,
+            }
+        )
+    return found
+
+
+def _range(layer: Layer, knowledge: Knowledge) -> tuple[float | None, float | None]:
+    channels = knowledge.channels.get(layer.x)
+    return (None, None) if channels is None else (float(channels.low.min()), float(channels.high.max()))
+
+
+def describe(choices: Sequence[Choice], knowledge: Knowledge, settings: Settings, result: PassResult) -> None:
+    """Put the facts into ``result``."""
+    result.table = rows(choices, knowledge, settings)
+    for kernel, count in Counter(row["kernel"] for row in result.table).items():
+        result.fired[f"layers in {kernel}" if kernel.startswith("int") else f"layers kept in {kernel}"] += count
+    if knowledge.tables:
+        result.fired["tables in int8"] += len(knowledge.tables)

@@ -265,6 +265,6 @@ def _lookup(node: Node, known: dict[tuple[object, ...], Value]) -> None:
     else:
         return
     for new in edit.insert_floating([value], node):
-        new.name, new.metadata = node.name and f"{node.name}/{new.op}", node.metadata
+        new.name = node.name and f"{node.name}/{new.op}"
     edit.replace(node.result, value)
     edit.erase_dead([node])

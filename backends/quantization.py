@@ -67,7 +67,7 @@ def encode(graph: Graph, activation: str = "") -> None:
 
 def _substitute(node: Node, value: Value) -> None:
     for new in edit.insert_floating([value], node):
-        new.name, new.metadata = node.name and f"{node.name}/{new.op}", node.metadata
+        new.name = node.name and f"{node.name}/{new.op}"
     edit.replace(node.result, value)
     edit.erase(node)
 

@@ -19,6 +19,7 @@ from planish.ir.equal import difference
 from planish.ir.text import parse
 from planish.ir.verify import verify
 from planish.passes import Context, Pipeline
+from planish.passes.base import RequestError
 from planish.passes.quantize import convert_precision
 from planish.passes.quantize.convert_precision import ConvertPrecision
 from planish.passes.quantize.overflow import Representable
@@ -335,9 +336,8 @@ def test_keep() -> None:
 
 def test_keep_must_name_something() -> None:
     graph = parse("g (float[2,2] x) => (float[2,2] y) { y = MatMul (x, x) }")
-    ctx = Context()
-    Pipeline.parse("convert-precision{keep=[MatMul,Matmul]}").run(graph, ctx)
-    assert "no operator or node is called 'Matmul'; there are MatMul" in ctx.results[0].problem
+    with pytest.raises(RequestError, match="no operator or node is called 'Matmul'; there are MatMul"):
+        Pipeline.parse("convert-precision{keep=[MatMul,Matmul]}").run(graph, Context())
 
 
 def test_as_text() -> None:

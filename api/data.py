@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from planish.functions import call_function, is_function_name
 from planish.ir import DType, Graph, Sym, TensorType, Value
 from planish.ir.errors import PlanishError
 
-__all__ = ["bind_sizes", "describe_inputs", "read_samples", "synthesize"]
+__all__ = ["bind_sizes", "describe_inputs", "read_samples", "reader", "synthesize", "synthesize_more"]
 
 Sample = dict[str, Any]
 Data = str | Path | Mapping[str, Any] | Iterable[Mapping[str, Any]]
@@ -35,18 +35,35 @@ def read_samples(data: Data, graph: Graph, limit: int | None = None) -> list[Sam
     Raises:
         PlanishError: there is none, or one does not fit.
     """
-    samples = []
-    for where, sample in itertools.islice(_samples(data), limit):
-        samples.append(_checked(sample, graph, where))
+    samples = list(itertools.islice(reader(data, graph)(), limit))
     if not samples:
-        raise PlanishError(f"no samples in {data}")
+        raise PlanishError(f"no samples in {_named(data)}")
     return samples
 
 
+def reader(data: Data, graph: Graph) -> Callable[[], Iterator[Sample]]:
+    """A function that reads all samples of ``data`` from the start, one at a time where they lie in files.
+
+    Args:
+        data: as for `read_samples`. An iterator, which can be read once only, is kept in memory.
+        graph: the graph that they are for; every sample is checked against its inputs when it is read.
+    """
+    kept = list(data) if isinstance(data, Iterator) else data
+
+    def read() -> Iterator[Sample]:
+        for where, sample in _samples(kept):
+            yield _checked(sample, graph, where)
+
+    return read
+
+
+def _named(data: Data) -> str:
+    return str(data) if isinstance(data, str | Path) else "the data"
+
+
 def _samples(data: Data) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    if isinstance(data, str) and is_function_name(data):
-        found = call_function(data)
-        yield from ((f"{data}, sample {i}", s) for i, (_, s) in enumerate(_samples(found), 1))
+    if isinstance(data, str) and is_function_name(data):  # called anew each time, so that it need not keep its samples
+        yield from ((f"{data}, sample {i}", s) for i, (_, s) in enumerate(_samples(call_function(data)), 1))
     elif isinstance(data, str | Path):
         yield from _files(Path(data))
     elif isinstance(data, Mapping):
@@ -173,6 +190,15 @@ def synthesize(graph: Graph, seed: int = 0) -> Iterator[Sample]:
         tried.append(sizes)
         rng = np.random.default_rng(seed)
         yield {v.name: _values(v, sizes, bounds.get(v.name), rng) for v in inputs}
+
+
+def synthesize_more(graph: Graph, like: Mapping[str, Any], count: int) -> list[Sample]:
+    """``count`` samples with the sizes of the sample ``like``, each with other numbers."""
+    inputs = [v for v in graph.inputs if v.name in like]
+    bounds = {v.name: _index_bound(v) for v in inputs if v.dtype.is_integer}
+    sizes = bind_sizes(graph, like)
+    rngs = [np.random.default_rng(1 + i) for i in range(count)]
+    return [{v.name: _values(v, sizes, bounds.get(v.name), rng) for v in inputs} for rng in rngs]
 
 
 def _sizes(symbols: list[str]) -> Iterator[dict[str, int]]:

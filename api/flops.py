@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from math import prod
 
 from planish.ir import Dim, Graph, Node, TensorType, Value
+from planish.ir.quantization import FAKE_QUANTIZE, format_of
 
 __all__ = ["Size", "bind_dim", "flops_of", "size_of"]
 
@@ -23,7 +24,7 @@ class Size:
     Attributes:
         nodes: operations, nested ones included.
         parameters: elements of all constants, shared ones once.
-        bytes: of these.
+        bytes: of these, as they are stored.
         flops: floating-point operations of one run (a multiply-add is two); unnamed sizes count as 1.
     """
 
@@ -70,8 +71,18 @@ def size_of(graph: Graph, sizes: Sizes | None = None) -> Size:
         if id(value.const) not in seen:
             seen.add(id(value.const))
             parameters += value.const.size
-            nbytes += value.const.nbytes
+            nbytes += _stored(value)
     return Size(nodes, parameters, nbytes, flops)
+
+
+def _stored(value: Value) -> int:
+    """The bytes that a constant takes in a file: one that is only ever read quantized is stored so."""
+    assert value.const is not None
+    users = value.users
+    if all(user.op == FAKE_QUANTIZE and user.operand(0) is value and user.operand(1) for user in users):
+        bits = max((format_of(user).storage.bits for user in users), default=value.dtype.bits)
+        return (value.const.size * bits + 7) // 8
+    return value.const.nbytes
 
 
 def bind_dim(dim: Dim, sizes: Sizes) -> int:

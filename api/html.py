@@ -10,6 +10,7 @@ from string import Template
 from typing import TYPE_CHECKING
 
 from planish.ir.errors import PlanishError
+from planish.report import LAYER_HEAD
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -44,6 +45,7 @@ $sizes
 $checks
 <h2>Passes and rules</h2>
 $passes
+$layers
 $misses
 </body>
 </html>
@@ -75,8 +77,15 @@ def html(report: Report, title: str) -> str:
         sizes=_table(report.size_rows(), frozenset({1, 2}), ("", "before", "after", "")),
         checks=_table(report.check_rows()),
         passes=_table(report.pass_rows(), frozenset({1})),
+        layers=_layers(report),
         misses="" if report.changed else nothing,
     )
+
+
+def _layers(report: Report) -> str:
+    rows = report.layer_rows()
+    head = "<h2>Layers</h2><p>The largest share of the predicted loss first.</p>"
+    return head + _table(rows, frozenset({4, 5, 6}), LAYER_HEAD) if rows else ""
 
 
 def write_report(report: Report, path: str | Path, title: str) -> None:

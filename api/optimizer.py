@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["Mode", "Result", "optimize", "parse_pipeline", "runner_factory"]
 
 Mode = Literal["each", "end", "off"]
+Metric = Callable[[list[dict[str, Any]]], float]
 _MAX_SAMPLES = 4  # of the user's data, for comparison: these runs are repeated
+_MADE_UP = 8  # samples for passes that look at inputs, where the user gave none
 _NEAREST = 5  # near misses to show when nothing fired
 
 
@@ -57,6 +59,7 @@ def optimize(
     verify: Mode = "end",
     measure: bool = True,
     expect: Sequence[str] = (),
+    metric: Metric | None = None,
     observers: Iterable[Observer] = (),
     progress: Callable[[str], None] | None = None,
 ) -> Result:
@@ -66,10 +69,13 @@ def optimize(
         model: whatever `planish.load` takes; a `Graph` is left as it is.
         pipeline: the passes.
         target: the backend that the result is for.
-        data: sample inputs (see `planish.data.read_samples`); None synthesizes some.
+        data: sample inputs (see `planish.data.read_samples`), for comparing and for passes that look at inputs, such
+            as quantization; None synthesizes some.
         verify: compare with the original after each pass, at the end, or not at all.
         measure: measure the latency against the original's, and fall back where it became slower.
         expect: conditions such as ``Attention>=12``; see the report for their outcome.
+        metric: the quality of a model: called with its outputs for all samples of ``data``, in order, the higher the
+            better. Passes with an accuracy budget use it; without one, they compare outputs with the original's.
         observers: further observers of the passes.
         progress: is told what is going on.
 
@@ -79,7 +85,8 @@ def optimize(
     parsed = parse_pipeline(pipeline)
     expected = [expectations.parse(e) for e in expect]
     graph = load(model)
-    job = _Job(graph, parsed, target, list(observers), progress or (lambda message: None))
+    job = _Job(graph, parsed, target, list(observers), progress or (lambda message: None), metric)
+    job.times = measure
     if verify == "off" and not measure:
         result = job.plain(isinstance(model, Graph), data)
     else:
@@ -124,13 +131,23 @@ class _Job:
     """One call of `optimize`."""
 
     def __init__(
-        self, graph: Graph, pipeline: Pipeline, target: str, observers: list[Observer], progress: Callable[[str], None]
+        self,
+        graph: Graph,
+        pipeline: Pipeline,
+        target: str,
+        observers: list[Observer],
+        progress: Callable[[str], None],
+        metric: Metric | None = None,
     ):
         self.original = graph
         self.pipeline = pipeline
         self.target = target
         self.observers = observers
         self.progress = progress
+        self.metric = metric
+        self.times = False  # whether passes may measure
+        self.made_up = False  # whether they were synthesized
+        self.inputs: Callable[[], Iterable[Sample]] | None = None  # all samples, for passes that look at inputs
         self.samples: list[Sample] = []
         self.sizes: dict[str, int] | None = None
         self.verification = Verification()
@@ -144,9 +161,12 @@ class _Job:
         from planish.backends.base import backend
 
         if data is not None:
-            from planish.data import bind_sizes, read_samples
+            from planish.data import bind_sizes, read_samples, reader
 
-            self.sizes = bind_sizes(self.original, read_samples(data, self.original, 1)[0])
+            self.inputs = reader(data, self.original)
+            self.sizes = bind_sizes(self.original, read_samples(self.inputs(), self.original, 1)[0])
+        else:
+            self.inputs = self._make_up
         before = size_of(self.original, self.sizes)
         graph = _clone(self.original) if keep else self.original
         ctx = self._context()
@@ -176,7 +196,15 @@ class _Job:
     # running
 
     def _context(self, *observers: Observer) -> Context:
-        return Context(runner_factory(self.target), [*observers, *self.observers], self.target)
+        return Context(
+            runner_factory(self.target),
+            [*observers, *self.observers],
+            self.target,
+            samples=self.inputs,
+            metric=self.metric,
+            speedup=_speedup if self.times else None,
+            progress=self.progress,
+        )
 
     def _attempt(self, pipeline: Pipeline, mode: Mode) -> _Attempt:
         from planish.passes.observers.verify import Verify
@@ -190,12 +218,18 @@ class _Job:
     def _run_original(self, model: Model, engine: Backend, data: Data | None) -> Executable | None:
         """The original, compiled, after it has computed ``self.expected``; None if it runs on no synthesized sample."""
         from planish.comparison import compile_model, samples_for
-        from planish.data import bind_sizes
+        from planish.data import bind_sizes, reader, synthesize_more
         from planish.passes.observers.verify import largest_difference
 
         try:
+            if data is not None:
+                self.inputs = reader(data, self.original)
             program = compile_model(model, self.original, engine)
-            self.samples, self.expected, source = samples_for(self.original, program, data, _MAX_SAMPLES)
+            given = None if self.inputs is None else self.inputs()
+            self.samples, self.expected, source = samples_for(self.original, program, given, _MAX_SAMPLES)
+            if self.inputs is None:
+                more = synthesize_more(self.original, self.samples[-1], _MADE_UP)
+                self.inputs, self.made_up = (lambda: more), True
             self.floor = 4 * largest_difference([program(self.samples[0])], self.expected[:1])[0]
         except PlanishError as error:
             if data is not None:
@@ -205,6 +239,19 @@ class _Job:
         self.sizes = bind_sizes(self.original, self.samples[0])
         self.verification.source = source
         return program
+
+    def _make_up(self) -> list[Sample]:
+        """Samples for passes that look at inputs, where nothing else has run the original."""
+        from planish.backends.base import backend
+        from planish.comparison import samples_for
+        from planish.data import synthesize_more
+
+        if not self.samples:
+            original = _clone(self.original)
+            self.samples, _, _ = samples_for(original, backend(self.target).compile(original), None, 1)
+            self.samples = synthesize_more(original, self.samples[0], _MADE_UP)
+            self.made_up = True
+        return self.samples
 
     # verifying
 
@@ -307,9 +354,25 @@ class _Job:
             str(self.pipeline), self.target, before, size_of(attempt.graph, self.sizes), attempt.ctx.results
         )
         report.verification = copy(self.verification)
+        report.notes += [note for r in attempt.ctx.results for note in r.notes]
+        if self.made_up and any(r.table for r in attempt.ctx.results):
+            report.notes.append(_WARNING)
         if not report.changed:
             report.near_misses = _nearest(attempt.graph, self.pipeline)
         return report
+
+
+_WARNING = (
+    f"quantized with {_MADE_UP} made-up samples: ranges, and what is lost on real inputs, are guesses; "
+    "give --data to know"
+)
+
+
+def _speedup(first: Callable[[], object], second: Callable[[], object]) -> float:
+    """How many times faster ``second`` is, from a short measurement."""
+    from planish.measure import measure_pair
+
+    return measure_pair(first, second, 0.05).speedup
 
 
 def _clone(graph: Graph) -> Graph:

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from planish.measure import Comparison
     from planish.passes import PassResult
 
-__all__ = ["Report", "Verification", "count", "table"]
+__all__ = ["LAYER_HEAD", "Report", "Verification", "count", "table"]
+
+LAYER_HEAD = ("layer", "operator", "weight", "activation", "range", "SQNR", "of loss", "runs as")
+_LAYERS = 10  # in the text; the web page and JSON have all
 
 
 @dataclass
@@ -122,6 +125,8 @@ class Report:
                     "edits": r.edits,
                     "fired": dict(r.fired.most_common()),
                     "problem": r.problem,
+                    "table": r.table,
+                    "notes": r.notes,
                 }
                 for r in self.passes
             ],
@@ -135,7 +140,9 @@ class Report:
         }
 
     def __str__(self) -> str:
-        return "\n\n".join(block for block in (self._sizes(), self._checks(), self._passes(), self._misses()) if block)
+        return "\n\n".join(
+            block for block in (self._sizes(), self._checks(), self._passes(), self._layers(), self._misses()) if block
+        )
 
     def size_rows(self) -> list[tuple[str, str, str, str]]:
         """Rows of what it was before, what it is after, and the change."""
@@ -176,6 +183,32 @@ class Report:
 
     def _passes(self) -> str:
         return table(self.pass_rows(), "lrl")
+
+    def layer_rows(self, limit: int | None = None) -> list[tuple[str, ...]]:
+        """Rows of what passes say of single layers, those with the largest share of the loss first."""
+        found = sorted((row for r in self.passes for row in r.table), key=lambda row: -row["share"])
+        return [
+            (
+                row["layer"],
+                row["operator"],
+                row["weight"],
+                row["activation"],
+                "" if row["low"] is None else f"{row['low']:.3g} to {row['high']:.3g}",
+                "" if row["sqnr"] is None else f"{row['sqnr']:.1f} dB",
+                f"{row['share']:.1%}",
+                row["kernel"],
+            )
+            for row in found[:limit]
+        ]
+
+    def _layers(self) -> str:
+        rows, number = self.layer_rows(_LAYERS), sum(len(r.table) for r in self.passes)
+        if not rows:
+            return ""
+        text = table([LAYER_HEAD, *rows], "llllrrrl")
+        return text + (
+            f"\n… and {number - len(rows)} layers more (--report and --json have all)" if number > len(rows) else ""
+        )
 
     def _misses(self) -> str:
         if self.changed or self.fallback:

@@ -157,6 +157,8 @@ class Context:
         samples: makes the sample inputs that passes may look at, as often as they are needed; None if there are none.
         metric: the quality of outputs for these samples, in their order, the higher the better; None to compare the
             outputs with those of the original.
+        speedup: measures how many times faster the second of two functions is; None if nothing may be measured.
+        progress: is told what is going on.
         limit: how many more rewrites the current pass may make; None for no limit (see `planish.passes.bisect`).
     """
 
@@ -167,6 +169,8 @@ class Context:
     results: list[PassResult] = field(default_factory=list)
     samples: Callable[[], Iterable[Arrays]] | None = None
     metric: Callable[[list[dict[str, Any]]], float] | None = None
+    speedup: Callable[[Callable[[], object], Callable[[], object]], float] | None = None
+    progress: Callable[[str], None] = lambda message: None
     limit: int | None = None
     last: Replacement | None = None
     _runner: Runner | None = None

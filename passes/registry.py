@@ -10,8 +10,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+from collections.abc import Iterable
 from functools import cache
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,7 +20,16 @@ if TYPE_CHECKING:
 __all__ = ["RECIPES", "find_pass", "find_recipe", "pass_names"]
 
 ENTRY_POINTS = "planish.passes"
-RECIPES = {"default": "simplify,fuse,simplify"}  # name -> pipeline; a recipe is nothing but an abbreviation
+_DEFAULT = "raise-quantization,simplify,fuse,simplify"
+RECIPES = {  # name -> pipeline; a recipe is nothing but an abbreviation
+    "default": _DEFAULT,
+    "int8": f"{_DEFAULT},equalize,smooth,quantize{{max_drop=0.002}}",
+    "int8-dynamic": f"{_DEFAULT},smooth,quantize{{activations=dynamic,max_drop=0.0005}}",
+    "int8-weights": f"{_DEFAULT},quantize{{activations=none}}",
+    "int4-weights": f"{_DEFAULT},quantize{{activations=none,bits=4,block=32,weights=gptq,symmetric=false}}",
+    "fp16": f"{_DEFAULT},convert-precision",
+    "bf16": f"{_DEFAULT},convert-precision{{to=bfloat16}}",
+}
 
 
 def find_recipe(name: str) -> str | None:
@@ -31,17 +40,16 @@ def find_recipe(name: str) -> str | None:
 @cache
 def _modules() -> dict[str, str]:
     """Module names below `planish.passes`, by their last part."""
-    package = importlib.import_module(__package__)
     found: dict[str, str] = {}
 
-    def visit(parent: ModuleType) -> None:
-        for info in pkgutil.iter_modules(parent.__path__):
-            full = f"{parent.__name__}.{info.name}"
+    def visit(paths: Iterable[str], package: str) -> None:
+        for info in pkgutil.iter_modules(paths):
+            full = f"{package}.{info.name}"
             found.setdefault(info.name, full)
-            if info.ispkg:
-                visit(importlib.import_module(full))
+            if info.ispkg:  # looked into, not imported
+                visit([f"{path}/{info.name}" for path in paths], full)
 
-    visit(package)
+    visit(importlib.import_module(__package__).__path__, __package__)
     return found
 
 
@@ -52,7 +60,7 @@ def _class_name(name: str) -> str:
 def _builtin(name: str) -> type[Pass] | None:
     module_name = name.replace("-", "_")
     found = _pass_in(f"{__package__}.{module_name}", name)
-    if found is None and (full := _modules().get(module_name)) is not None:  # this loads all packages, hence second
+    if found is None and (full := _modules().get(module_name)) is not None:
         found = _pass_in(full, name)
     return found
 

@@ -7,7 +7,7 @@ moves along, so nothing is lost by giving a runtime the one for which it has the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,6 +22,7 @@ _EAGER = 1 << 20  # elements: codes of larger constants are computed when they a
 _SHIFT = 128  # between the codes of int8 and uint8
 _OTHER = {"int8": "uint8", "uint8": "int8"}
 _COMPUTED = (DType.FLOAT, DType.FLOAT16, DType.BFLOAT16)  # the types that QuantizeLinear takes
+_CLIPPED = (DType.INT8, DType.UINT8, DType.INT16, DType.UINT16)  # before these, ONNX Runtime handles Relu and Clip right
 
 
 @dataclass(frozen=True)
@@ -83,32 +84,47 @@ def _encoded(node: Node, activation: str, known: dict[tuple[object, ...], Value]
     fixed = zero_point.const is not None if zero_point is not None else _sizes(scale) is not None
     if form.name in _OTHER and activation not in ("", form.name) and fixed:
         zero_point, form = _shifted(zero_point, scale, form), parse_format(_OTHER[form.name])
-    number = x if x.dtype in _COMPUTED else op.Cast(x, to=DType.FLOAT)
-    if form.bits < form.storage.bits:
+    dtype = x.dtype if x.dtype in _COMPUTED and x.dtype is scale.dtype else DType.FLOAT
+    number, scale = _cast(x, dtype), _cast(scale, dtype)
+    known = scale.const is not None and scale.const.size == 1 and (zero_point is None or zero_point.const is not None)
+    in_front = form.bits < form.storage.bits and known and form.storage in _CLIPPED
+    if in_front:
         number = _clipped(number, scale, zero_point, form)
     attrs = {k: v for k, v in node.attrs.items() if k in ("axis", "block_size")}
-    if zero_point is None and _sizes(scale) is None:
+    if zero_point is None and (_sizes(scale) is None or form.storage not in _CLIPPED):
         attrs["output_dtype"] = int(form.storage)
     elif zero_point is None:
         zero_point = constant(np.zeros(_sizes(scale) or (), form.storage.numpy), form.storage)
-    quantized = make_node("QuantizeLinear", (number, scale, zero_point), attrs).result
-    result = dequantized(Codes.of(node, quantized, zero_point), number.dtype)
-    return result if number is x else op.Cast(result, to=x.dtype)
+    elif form.storage not in _CLIPPED and x.producer is not None and x.producer.op in ("Relu", "Clip"):
+        number = op.Max(number, constant(dtype.lowest, dtype))  # ONNX Runtime 1.31 would drop it, or fail
+    codes = make_node("QuantizeLinear", (number, scale, zero_point), attrs).result
+    if form.bits < form.storage.bits and not in_front:
+        clipped = op.Clip(op.Cast(codes, to=DType.INT32), *(constant(int(c), DType.INT32) for c in (form.low, form.high)))
+        codes = op.Cast(clipped, to=form.storage)
+    return _cast(dequantized(replace(Codes.of(node, codes, zero_point), scale=scale), dtype), x.dtype)
+
+
+def _cast(x: Value, dtype: DType) -> Value:
+    if x.dtype is dtype:
+        return x
+    return op.Cast(x, to=dtype) if x.const is None else constant(x.const.numpy().astype(dtype.numpy), dtype, x.name)
 
 
 def dequantized(codes: Codes, dtype: DType | None = None) -> Value:
     """The numbers that ``codes`` stand for, by a DequantizeLinear; of type ``dtype`` instead of their own if given."""
-    dtype = dtype or codes.dtype
+    dtype, scale = dtype or codes.dtype, codes.scale
+    if scale.dtype not in _COMPUTED:
+        scale = _cast(scale, DType.FLOAT)
     attrs: dict[str, int] = {}
-    if codes.scale.rank:
+    if scale.rank:
         attrs["axis"] = codes.axis
     if codes.block_size:
         attrs["block_size"] = codes.block_size
-    direct = dtype if dtype in _COMPUTED else codes.scale.dtype
-    if codes.scale.dtype is not direct:
+    direct = dtype if dtype in _COMPUTED else scale.dtype
+    if scale.dtype is not direct:
         attrs["output_dtype"] = int(direct)
-    result = make_node("DequantizeLinear", (codes.codes, codes.scale, codes.zero_point), attrs).result
-    return result if result.dtype is dtype else op.Cast(result, to=dtype)
+    result = make_node("DequantizeLinear", (codes.codes, scale, codes.zero_point), attrs).result
+    return _cast(result, dtype)
 
 
 def encoded_constant(node: Node, known: dict[tuple[object, ...], Value]) -> Codes | None:
@@ -158,7 +174,7 @@ def _sizes(scale: Value) -> tuple[int, ...] | None:
 
 def _clipped(x: Value, scale: Value, zero_point: Value | None, form: Format) -> Value:
     """``x`` within what ``form`` holds, which is less than its storage type does."""
-    assert scale.const is not None and scale.const.size == 1, "narrow formats of activations are per tensor"
+    assert scale.const is not None
     zero = 0.0 if zero_point is None or zero_point.const is None else float(zero_point.const.numpy().reshape(()))
     step = float(scale.const.numpy().reshape(()))
     low, high = ((limit - zero) * step for limit in (form.low, form.high))
@@ -187,7 +203,7 @@ def _dynamic_blocks(node: Node, x: Value) -> Value:
     blocks = op.Reshape(padded, constant([*[0] * (rank - 1), -1, block], DType.INT64))
     largest = op.ReduceMax(op.Abs(blocks), constant([-1], DType.INT64), keepdims=1)
     scale = op.Div(largest, constant(form.high, DType.FLOAT))
-    scale = op.Where(op.Greater(largest, constant(0.0)), scale, constant(1.0))
+    scale = op.Where(op.Greater(scale, constant(0.0)), scale, constant(1.0))
     rounded = op.Mul(op.Round(op.Div(blocks, scale)), scale)
     result = op.Reshape(rounded, op.Shape(padded))
     result = op.Slice(result, constant([0], DType.INT64), end, constant([-1], DType.INT64))

@@ -13,6 +13,7 @@ from .budget import Trial, within_budget
 from .layers import Layer, layers_of, select
 from .plan import Choice, Settings, apply, learn
 from .rounding import Rounding, WeightMethod
+from .speed import slower_layers
 from .summary import describe
 from .targets import Target, target_for
 
@@ -83,9 +84,11 @@ class Quantize(Pass):
         settings = self.settings(target)
         layers = self.layers(graph, target)
         knowledge = learn(graph, layers, settings, ctx)
-        ladders = [self.ladder(layer, target) for layer in layers]
-        choices = [ladder[0] for ladder in ladders]
         trial = Trial(graph, knowledge, ctx) if ctx.samples is not None else None
+        if trial is not None and self.activations != "none":
+            knowledge.slower = slower_layers(trial, settings, ctx)
+        ladders = [self.ladder(layer, target, i in knowledge.slower) for i, layer in enumerate(layers)]
+        choices = [ladder[0] for ladder in ladders]
         if trial is not None and self.activations == "static" and self.calibration == "auto":
             settings = trial.best_calibration(choices, settings, _CALIBRATIONS)
         lost = None
@@ -115,9 +118,9 @@ class Quantize(Pass):
             raise RequestError(f"nothing to quantize: no {', '.join(sorted(kinds))} with a constant weight")
         return select(found, self.only, self.skip)
 
-    def ladder(self, layer: Layer, target: Target) -> list[Choice]:
-        """The ways to quantize ``layer``, the least precise first."""
-        if self.activations == "none":
+    def ladder(self, layer: Layer, target: Target, slower: bool) -> list[Choice]:
+        """The ways to quantize ``layer``, the least precise first; ``slower``: it is so in integers."""
+        if self.activations == "none" or slower:
             return ["weights", "float"]
         if layer.node.op in target.blocks and self.bits == 8 and layer.x.dtype is DType.FLOAT:
             return ["integers", "blocks", "weights", "float"]

@@ -69,14 +69,24 @@ class Trial:
 
     def drop(self, choices: list[Choice], settings: Settings) -> float:
         """What is lost with ``choices``."""
-        mapping: dict[Value, Value] = {}
-        copy = clone_graph(self.graph, mapping)
-        apply(copy, choices, translated(self.knowledge, mapping), settings)
+        copy = self._quantized(choices, settings)
         self.evaluations += 1
         if self._expected is None:
             self._expected = self._outputs(self.graph)
         actual, metric = self._outputs(copy), self.ctx.metric
         return disagreement(self._expected, actual) if metric is None else metric(self._expected) - metric(actual)
+
+    def compiled(self, choices: list[Choice], settings: Settings) -> Callable[[], object]:
+        """A function that runs the graph with ``choices`` on the first sample."""
+        sample = next(iter((self.ctx.samples or list)()))
+        run = self.ctx.runner.compile(self._quantized(choices, settings))
+        return lambda: run(sample)
+
+    def _quantized(self, choices: list[Choice], settings: Settings) -> Graph:
+        mapping: dict[Value, Value] = {}
+        copy = clone_graph(self.graph, mapping)
+        apply(copy, choices, translated(self.knowledge, mapping), settings)
+        return copy
 
     def best_calibration(self, choices: list[Choice], settings: Settings, methods: Sequence[str]) -> Settings:
         """``settings`` with the method of ``methods`` that loses least; the ranges are chosen by it."""

@@ -73,6 +73,8 @@ class Knowledge:
         histograms: of the values that have ranges.
         errors: the predicted squared error of each layer in integers, relative to the square of its result.
         blocks: weights in blocks, by the number of the layer, for those that have been needed.
+        shapes: of what layers multiply, in the last sample.
+        slower: layers that are not faster in integers, by number, with how many times as fast they are.
         tables: the grids of the tables that rows are picked from, one for each of `tables_of`.
     """
 
@@ -83,7 +85,18 @@ class Knowledge:
     histograms: dict[Value, Histogram] = field(default_factory=dict)
     errors: list[float] = field(default_factory=list)
     blocks: dict[int, Rounded] = field(default_factory=dict)
+    shapes: dict[Value, tuple[int, ...]] = field(default_factory=dict)
+    slower: dict[int, float] = field(default_factory=dict)
     tables: list[Grid] = field(default_factory=list)
+
+
+class _Shape:
+    """A statistic: the shape of the last array."""
+
+    shape: tuple[int, ...] = ()
+
+    def update(self, array: Array) -> None:
+        self.shape = array.shape
 
 
 def learn(graph: Graph, layers: Sequence[Layer], settings: Settings, ctx: Context) -> Knowledge:
@@ -105,7 +118,11 @@ def learn(graph: Graph, layers: Sequence[Layer], settings: Settings, ctx: Contex
         wanted: dict[Value, list[Any]] = {v: [s] for v, s in knowledge.channels.items()}
         for value, histogram in knowledge.histograms.items():
             wanted.setdefault(value, []).append(histogram)
+        shapes = {v: _Shape() for v in knowledge.channels}
+        for value, shape in shapes.items():
+            wanted[value].append(shape)
         collect(graph, wanted, ctx.samples, ctx.runner)
+        knowledge.shapes = {v: s.shape for v, s in shapes.items()}
     choose_ranges(knowledge, settings)
     knowledge.rounded = _rounded(graph, layers, settings, knowledge, ctx)
     knowledge.errors = [_predicted(i, knowledge, settings) for i in range(len(layers))]

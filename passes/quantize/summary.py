@@ -30,12 +30,14 @@ def rows(choices: Sequence[Choice], knowledge: Knowledge, settings: Settings) ->
     """
     total = sum(knowledge.errors) or 1.0
     found = []
-    for layer, choice, error in zip(knowledge.layers, choices, knowledge.errors, strict=True):
+    for i, (layer, choice, error) in enumerate(zip(knowledge.layers, choices, knowledge.errors, strict=True)):
         weight, x = layer.node.given(1), layer.node.given(0)
         low, high = _range(layer, knowledge)
         kernel = _KERNELS[choice]
         if settings.activations == "none" and choice == "weights":
             kernel = "float: only weights are quantized"
+        elif i in knowledge.slower:
+            kernel = f"float: the model is slower with it in integers ({knowledge.slower[i]:.2f}x)"
         found.append(
             {
                 "layer": layer.name,
@@ -60,7 +62,7 @@ def _range(layer: Layer, knowledge: Knowledge) -> tuple[float | None, float | No
 def describe(choices: Sequence[Choice], knowledge: Knowledge, settings: Settings, result: PassResult) -> None:
     """Put the facts into ``result``."""
     result.table = rows(choices, knowledge, settings)
-    for kernel, count in Counter(row["kernel"] for row in result.table).items():
+    for kernel, count in Counter(row["kernel"].partition(" (")[0] for row in result.table).items():
         result.fired[f"layers in {kernel}" if kernel.startswith("int") else f"layers kept in {kernel}"] += count
     if knowledge.tables:
         result.fired["tables in int8"] += len(knowledge.tables)

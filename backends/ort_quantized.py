@@ -19,7 +19,7 @@ from ..ir import DType, Graph, LazyTensor, Node, Tensor, Value, constant, edit, 
 from ..ir.builder import make_node
 from ..ir.quantization import FAKE_QUANTIZE, format_of, is_fake_quantize
 from .ort_target import defines
-from .quantization import Codes, encoded_constant
+from .quantization import Codes, dequantized, encoded_constant
 
 __all__ = ["adapt_quantized"]
 
@@ -65,6 +65,8 @@ def adapt_quantized(graph: Graph) -> None:
             _in_blocks(product)
         elif product.left is not None:
             _integers(product, quantized)
+    for node in [n for n in graph.walk() if n.op == "MatMul"]:
+        _keep_apart(node)
 
 
 # recognizing
@@ -79,7 +81,7 @@ def _product(node: Node, known: dict[tuple[object, ...], Value]) -> _Product | N
         return None
     assert weight.producer is not None
     codes = encoded_constant(weight.producer, known)
-    if codes is None:
+    if codes is None or codes.scale.dtype is not DType.FLOAT:
         return None
     if attrs.get("transB"):
         codes = _transposed(codes)
@@ -134,13 +136,14 @@ def _integers(product: _Product, quantized: dict[Node, tuple[Value, ...]]) -> No
     weight, left = product.weight, product.left
     assert left is not None
     per_column = weight.scale.rank == 0 or weight.axis % 2 == 1 or weight.scale.shape == (1,)
-    if weight.block_size or not per_column or weight.codes.dtype not in _EIGHT or format_of(left).storage not in _EIGHT:
+    form = format_of(left)
+    if not per_column or weight.codes.dtype not in _EIGHT or form.storage not in _EIGHT or form.bits < 8:
         return
     users = product.end.result.users
     if left.operand(1) is not None and users and all(u.op == FAKE_QUANTIZE for u in users):
         return  # its result is quantized, too: the standard's form becomes QLinearMatMul
     scale = left.operand(1)
-    if scale is not None and (scale.const is None or scale.const.size != 1):
+    if left.attrs.get("block_size") if scale is None else not _is_step(scale):
         return
     bias = product.bias
     if scale is None and len(left.result.users) == 1 and defines(_DYNAMIC):
@@ -152,6 +155,10 @@ def _integers(product: _Product, quantized: dict[Node, tuple[Value, ...]]) -> No
         codes, step, zero = quantized[left]
         operands = (codes, weight.codes, step, weight.scale, zero, weight.zero_point, bias)
         _replace(product.end, make_node(_PRODUCT, operands, {}, 1))
+
+
+def _is_step(scale: Value) -> bool:
+    return scale.const is not None and scale.const.size == 1 and scale.dtype is DType.FLOAT
 
 
 def _quantized(x: Value, node: Node) -> tuple[Value, ...]:
@@ -181,15 +188,17 @@ def _in_blocks(product: _Product) -> None:
     bits, (rows, columns) = weight.codes.dtype.bits, weight.codes.const.shape
     if weight.axis % 2 or weight.block_size not in _BLOCKS or bits not in _PACKED_BITS or not defines(_IN_BLOCKS):
         return
+    if weight.scale.const.size != columns * -(-rows // weight.block_size):
+        return
     zero = weight.zero_point.const if weight.zero_point is not None else None
     attrs = {"K": rows, "N": columns, "bits": bits, "block_size": weight.block_size}
-    left = product.left
-    if left is not None:
-        if left.operand(1) is not None or left.attrs.get("block_size") != weight.block_size:
-            return
+    x, left = product.x, product.left
+    if left is not None and _is_in_rows(left, weight.block_size):
         attrs["accuracy_level"] = _INT8_LEVEL
+    elif left is not None:
+        x = left.result
     operands = (
-        product.x,
+        x,
         _packed_weight(weight, bits),
         constant(np.ascontiguousarray(weight.scale.const.numpy().T).reshape(-1), weight.scale.dtype),
         None if zero is None and weight.codes.dtype.is_signed else _zeros(zero, weight, bits),
@@ -197,6 +206,29 @@ def _in_blocks(product: _Product) -> None:
         product.bias,
     )
     _replace(product.end, make_node(_IN_BLOCKS, operands, attrs, 1))
+
+
+def _is_in_rows(left: Node, block_size: int) -> bool:
+    """Whether it makes int8 of blocks of the last dimension, as MatMulNBits does."""
+    attrs, rank = left.attrs, left.result.rank
+    dynamic = left.operand(1) is None and format_of(left).name == "int8" and attrs.get("block_size") == block_size
+    return dynamic and attrs.get("axis", 1) in (-1, None if rank is None else rank - 1)
+
+
+def _keep_apart(node: Node) -> None:
+    """Keep ONNX Runtime 1.31 from choosing an integer kernel for a product whose scales no such kernel has."""
+    if not all(map(is_fake_quantize, node.operands)) or node.result.dtype is not DType.FLOAT:
+        return
+    for i, operand in enumerate(node.operands):
+        assert operand is not None and operand.producer is not None
+        scale, attrs = operand.producer.operand(1), operand.producer.attrs
+        if scale is None or (scale.shape is not None and all(d == 1 for d in scale.shape)):
+            continue
+        if i and scale.rank == 1 and operand.rank == 2 and attrs.get("axis", 1) % 2:
+            continue
+        apart = op.Max(operand, constant(DType.FLOAT.lowest, DType.FLOAT))
+        edit.insert_floating([apart], node)
+        edit.set_operand(node, i, apart)
 
 
 def _packed_weight(weight: Codes, bits: int) -> Value:
@@ -258,10 +290,11 @@ def _lookup(node: Node, known: dict[tuple[object, ...], Value]) -> None:
     indices = node.given(1)
     rows = op.Gather(codes.codes, indices, axis=0)
     if codes.scale.const is not None and codes.scale.const.size == 1:
-        value = op.DequantizeLinear(rows, codes.scale, codes.zero_point)
-    elif codes.axis % 2 == 0 and codes.zero_point is None:
+        value = dequantized(replace(codes, codes=rows))
+    elif codes.axis % 2 == 0 and codes.zero_point is None and codes.scale.dtype is DType.FLOAT:
         steps = op.Gather(codes.scale, indices, axis=0)
-        value = op.Mul(op.Cast(rows, to=codes.dtype), op.Unsqueeze(steps, constant([-1], DType.INT64)))
+        value = op.Mul(op.Cast(rows, to=DType.FLOAT), op.Unsqueeze(steps, constant([-1], DType.INT64)))
+        value = value if codes.dtype is DType.FLOAT else op.Cast(value, to=codes.dtype)
     else:
         return
     for new in edit.insert_floating([value], node):

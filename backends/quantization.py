@@ -7,7 +7,7 @@ moves along, so nothing is lost by giving a runtime the one for which it has the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,7 +22,7 @@ _EAGER = 1 << 20  # elements: codes of larger constants are computed when they a
 _SHIFT = 128  # between the codes of int8 and uint8
 _OTHER = {"int8": "uint8", "uint8": "int8"}
 _COMPUTED = (DType.FLOAT, DType.FLOAT16, DType.BFLOAT16)  # the types that QuantizeLinear takes
-_CLIPPED = (DType.INT8, DType.UINT8, DType.INT16, DType.UINT16)  # before these, ONNX Runtime handles Relu and Clip right
+_CLIPPED = (DType.INT8, DType.UINT8, DType.INT16, DType.UINT16)  # ONNX Runtime merges Clip with these, and only these
 
 
 @dataclass(frozen=True)
@@ -80,28 +80,42 @@ def _encoded(node: Node, activation: str, known: dict[tuple[object, ...], Value]
     codes = encoded_constant(node, known)
     if codes is not None:
         return dequantized(codes)
-    form = format_of(node)
+    form, attrs = format_of(node), {k: v for k, v in node.attrs.items() if k in ("axis", "block_size")}
+    if _is_one(scale):
+        scale, zero_point, attrs = _flat(scale), zero_point and _flat(zero_point), {}
     fixed = zero_point.const is not None if zero_point is not None else _sizes(scale) is not None
     if form.name in _OTHER and activation not in ("", form.name) and fixed:
         zero_point, form = _shifted(zero_point, scale, form), parse_format(_OTHER[form.name])
     dtype = x.dtype if x.dtype in _COMPUTED and x.dtype is scale.dtype else DType.FLOAT
     number, scale = _cast(x, dtype), _cast(scale, dtype)
-    known = scale.const is not None and scale.const.size == 1 and (zero_point is None or zero_point.const is not None)
-    in_front = form.bits < form.storage.bits and known and form.storage in _CLIPPED
+    is_narrow, known_zero = form.bits < form.storage.bits, zero_point is None or zero_point.const is not None
+    is_step = scale.const is not None and scale.const.size == 1
+    in_front = is_narrow and is_step and known_zero and form.storage in _CLIPPED
     if in_front:
         number = _clipped(number, scale, zero_point, form)
-    attrs = {k: v for k, v in node.attrs.items() if k in ("axis", "block_size")}
     if zero_point is None and (_sizes(scale) is None or form.storage not in _CLIPPED):
         attrs["output_dtype"] = int(form.storage)
     elif zero_point is None:
         zero_point = constant(np.zeros(_sizes(scale) or (), form.storage.numpy), form.storage)
     elif form.storage not in _CLIPPED and x.producer is not None and x.producer.op in ("Relu", "Clip"):
         number = op.Max(number, constant(dtype.lowest, dtype))  # ONNX Runtime 1.31 would drop it, or fail
-    codes = make_node("QuantizeLinear", (number, scale, zero_point), attrs).result
-    if form.bits < form.storage.bits and not in_front:
-        clipped = op.Clip(op.Cast(codes, to=DType.INT32), *(constant(int(c), DType.INT32) for c in (form.low, form.high)))
-        codes = op.Cast(clipped, to=form.storage)
-    return _cast(dequantized(replace(Codes.of(node, codes, zero_point), scale=scale), dtype), x.dtype)
+    quantized = make_node("QuantizeLinear", (number, scale, zero_point), attrs).result
+    if is_narrow and not in_front:
+        low, high = (constant(int(limit), DType.INT32) for limit in (form.low, form.high))
+        quantized = op.Cast(op.Clip(op.Cast(quantized, to=DType.INT32), low, high), to=form.storage)
+    result = Codes(quantized, scale, zero_point, attrs.get("axis", 1), attrs.get("block_size", 0), dtype)
+    return _cast(dequantized(result), x.dtype)
+
+
+def _is_one(scale: Value) -> bool:
+    """Whether it is one number in several dimensions, which is not standard."""
+    return len(scale.shape or ()) > 1 and all(d == 1 for d in scale.shape or ())
+
+
+def _flat(parameter: Value) -> Value:
+    if parameter.const is None:
+        return op.Squeeze(parameter)
+    return constant(parameter.const.numpy().reshape(()), parameter.dtype, parameter.name)
 
 
 def _cast(x: Value, dtype: DType) -> Value:
@@ -112,19 +126,17 @@ def _cast(x: Value, dtype: DType) -> Value:
 
 def dequantized(codes: Codes, dtype: DType | None = None) -> Value:
     """The numbers that ``codes`` stand for, by a DequantizeLinear; of type ``dtype`` instead of their own if given."""
-    dtype, scale = dtype or codes.dtype, codes.scale
+    dtype, scale, zero_point = dtype or codes.dtype, codes.scale, codes.zero_point
     if scale.dtype not in _COMPUTED:
         scale = _cast(scale, DType.FLOAT)
     attrs: dict[str, int] = {}
+    if _is_one(scale):
+        scale, zero_point = _flat(scale), zero_point and _flat(zero_point)
+    elif codes.block_size:
+        attrs["block_size"] = codes.block_size
     if scale.rank:
         attrs["axis"] = codes.axis
-    if codes.block_size:
-        attrs["block_size"] = codes.block_size
-    direct = dtype if dtype in _COMPUTED else scale.dtype
-    if scale.dtype is not direct:
-        attrs["output_dtype"] = int(direct)
-    result = make_node("DequantizeLinear", (codes.codes, scale, codes.zero_point), attrs).result
-    return _cast(result, dtype)
+    return _cast(make_node("DequantizeLinear", (codes.codes, scale, zero_point), attrs).result, dtype)
 
 
 def encoded_constant(node: Node, known: dict[tuple[object, ...], Value]) -> Codes | None:

@@ -37,6 +37,7 @@ _ALPHAS = tuple(np.arange(3, 11) / 10)
 _QUANTILES = (0, 0.1, 0.25, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995)
 _FOLDED, _INSERTED = 0.95, 0.6  # the share of the error that must remain at most, for free and for a multiplication
 _LEAST = 1e-5  # of a magnitude, relative to the largest
+_ROWS = 512  # output channels that the choice is made by: every n-th of more
 _SCALED = ("LayerNormalization", "RMSNormalization")
 _WEIGHT = parse_format("int8")
 
@@ -95,6 +96,7 @@ class Smooth(Pass):
             weights: the matrices ``[out, in]`` that it is multiplied with.
         """
         weight = np.concatenate(weights)
+        weight = weight[:: -(-len(weight) // _ROWS)]
         plain = _error(np.ones(weight.shape[1]), x, weight)
         found = ((scales, _error(scales, x, weight)) for scales in self._candidates(x, weight))
         scales, error = min(found, key=lambda pair: pair[1])

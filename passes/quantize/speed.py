@@ -8,6 +8,7 @@ the whole model decides, with the layer one way and the other.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -73,18 +74,23 @@ def _suspects(knowledge: Knowledge, settings: Settings, ctx: Context) -> dict[in
 
 
 def _speedup(i: int, shape: tuple[int, ...], knowledge: Knowledge, settings: Settings, ctx: Context) -> float:
-    layer = knowledge.layers[i]
+    weight = knowledge.layers[i].weight
+    layer = replace(
+        knowledge.layers[i], weight=Value(weight.type, weight.name, const=weight.const)
+    )  # of no other graph
     rng = np.random.default_rng(0)
     numbers = rng.standard_normal(shape, np.float32).astype(layer.x.dtype.numpy)
     plain = ctx.runner.compile(_graph(layer, layer.x.dtype, shape, lambda x: _layer(layer, x, layer.weight)))
-    weight = fake_quantized(layer, knowledge.rounded[i])
+    quantized = fake_quantized(layer, knowledge.rounded[i])
     if layer.node.op in settings.target.needs_output:
         storage = settings.activation.storage
-        integers = ctx.runner.compile(_graph(layer, storage, shape, lambda x: _between_integers(layer, x, weight)))
+        integers = ctx.runner.compile(_graph(layer, storage, shape, lambda x: _between_integers(layer, x, quantized)))
         codes = rng.integers(0, 100, shape).astype(storage.numpy)
     else:
         static = settings.activations == "static"
-        integers = ctx.runner.compile(_graph(layer, layer.x.dtype, shape, lambda x: _product(layer, x, weight, static)))
+        integers = ctx.runner.compile(
+            _graph(layer, layer.x.dtype, shape, lambda x: _product(layer, x, quantized, static))
+        )
         codes = numbers
     assert ctx.speedup is not None
     return ctx.speedup(lambda: plain({"x": numbers}), lambda: integers({"x": codes}))
@@ -103,8 +109,6 @@ def _layer(layer: Layer, x: Value, weight: Value) -> Value:
     rest = [
         o if o is None or o.const is None else Value(o.type, o.name, const=o.const) for o in layer.node.operands[2:]
     ]
-    if weight.const is not None:
-        weight = Value(weight.type, weight.name, const=weight.const)
     known = [o for o in rest if o is None or o.const is not None]
     return make_node(layer.node.op, (x, weight, *known), dict(layer.node.attrs)).result
 

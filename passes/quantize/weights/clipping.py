@@ -13,6 +13,7 @@ __all__ = ["SHRINKS", "best_shrink", "parameters"]
 Array = np.ndarray[Any, Any]
 
 SHRINKS = np.linspace(1.0, 0.3, 71)  # the parts of a range that are tried; the whole first, so that it wins ties
+_COARSE = 5  # every so many of them are tried at first
 _CHUNK = 1 << 18  # elements that are rounded at once
 _SMALLEST = float(np.finfo(np.float32).tiny)  # scales below it lose precision, or are 0
 
@@ -40,6 +41,8 @@ def best_shrink(
 ) -> Array:
     """The part of each range, among `SHRINKS`, that rounds its group with the smallest squared error.
 
+    It is sought coarse to fine, so a second minimum of nearly the same depth may be missed.
+
     Args:
         groups: ``[groups, size]``, float32.
         low: ``[groups]``; or ``[1]``, one range for all.
@@ -51,14 +54,21 @@ def best_shrink(
     Returns:
         The shape of ``low``, float64.
     """
-    least, best = np.full(low.shape, np.inf), np.ones(low.shape)
-    for shrink in SHRINKS:
-        scale, zero = parameters(low * shrink, high * shrink, format, symmetric)
-        errors = _squared_errors(groups, scale, zero, format, importance)
-        errors = errors if len(errors) == len(low) else errors.sum(keepdims=True)
-        better = errors < least
-        least[better], best[better] = errors[better], shrink
-    return best
+    least, best = np.full(low.shape, np.inf), np.zeros(low.shape, np.intp)
+    last = len(SHRINKS) - 1
+    middles: Array = np.zeros(low.shape, np.intp)
+    for steps in (range(0, last + 1, _COARSE), (d for d in range(1 - _COARSE, _COARSE) if d)):
+        for step in steps:  # first from the whole range on, then around the best of these
+            index = np.clip(middles + step, 0, last)
+            shrink = SHRINKS[index]
+            scale, zero = parameters(low * shrink, high * shrink, format, symmetric)
+            errors = _squared_errors(groups, scale, zero, format, importance)
+            errors = errors if len(errors) == len(low) else errors.sum(keepdims=True)
+            better = errors < least
+            least[better], best[better] = errors[better], index[better]
+        middles = best.copy()
+    found: Array = SHRINKS[best]
+    return found
 
 
 def _squared_errors(groups: Array, scale: Array, zero: Array | None, format: Format, importance: Array | None) -> Array:

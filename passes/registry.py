@@ -25,8 +25,8 @@ RECIPES = {  # name -> pipeline; a recipe is nothing but an abbreviation
     "default": _DEFAULT,
     "int8": f"{_DEFAULT},equalize,smooth,quantize{{max_drop=0.002}}",
     "int8-dynamic": f"{_DEFAULT},smooth,quantize{{activations=dynamic,max_drop=0.0005}}",
-    "int8-weights": f"{_DEFAULT},quantize{{activations=none}}",
-    "int4-weights": f"{_DEFAULT},quantize{{activations=none,bits=4,block=32,weights=gptq,symmetric=false}}",
+    "int8-weights": f"{_DEFAULT},quantize{{activations=float}}",
+    "int4-weights": f"{_DEFAULT},quantize{{activations=float,bits=4,block=32,weights=gptq,symmetric=false}}",
     "fp16": f"{_DEFAULT},convert-precision",
     "bf16": f"{_DEFAULT},convert-precision{{to=bfloat16}}",
 }

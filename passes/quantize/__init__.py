@@ -16,10 +16,11 @@ from .rounding import Rounding, WeightMethod
 from .speed import slower_layers
 from .summary import describe
 from .targets import Target, target_for
+from .weights.grids import Granularity
 
 __all__ = ["Quantize"]
 
-Activations = Literal["static", "dynamic", "none"]
+Activations = Literal["static", "dynamic", "float"]
 Calibration = Literal["auto", "minmax", "moving-average", "percentile", "entropy", "mse"]
 _CALIBRATIONS = ("minmax", "mse", "percentile")
 
@@ -29,9 +30,10 @@ class Quantize(Pass):
     """Quantize weights, and activations where the target computes in integers.
 
     Attributes:
-        activations: ``static``: ranges from samples; ``dynamic``: ranges at run time; ``none``: weights only.
+        activations: ``static``: ranges from samples; ``dynamic``: ranges at run time; ``float``: weights only.
         bits: of the weights, 2 to 8.
         block: how many neighbouring inputs share a scale; 0: each output channel has one.
+        per_channel: whether, without blocks, each output channel has a scale; else there is one for the whole weight.
         weights: how weights are rounded.
         symmetric: whether weights have no zero point.
         calibration: how ranges of activations are chosen; ``auto`` compares minmax, mse and percentile by what they
@@ -43,6 +45,7 @@ class Quantize(Pass):
         skip: patterns of layers to leave alone.
         max_drop: how much of the metric may be lost: layers that cost too much are kept more precise. Without a metric
             in the context, 1 minus the mean cosine between the outputs and those of the graph as it is.
+        saved: a JSON file for what calibration finds: read if it is there, and written else.
 
     Raises:
         RequestError: there is nothing to quantize, or no samples where they are needed.
@@ -53,6 +56,7 @@ class Quantize(Pass):
     activations: Activations = "static"
     bits: int = 8
     block: int = 0
+    per_channel: bool = True
     weights: WeightMethod = "mse"
     symmetric: bool = True
     calibration: Calibration = "auto"
@@ -62,6 +66,7 @@ class Quantize(Pass):
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
     max_drop: float | None = None
+    saved: str = ""
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
@@ -69,14 +74,20 @@ class Quantize(Pass):
 
     def settings(self, target: Target) -> Settings:
         """The same for a target."""
-        width = min(self.bits, parse_format(target.weight).bits) if self.activations != "none" else self.bits
+        width = min(self.bits, parse_format(target.weight).bits) if self.activations != "float" else self.bits
         form = parse_format(f"{'int' if self.symmetric else 'uint'}{width}")
-        rounding = Rounding(
-            form, self.block or ("row" if target.per_channel else "tensor"), self.weights, self.symmetric
-        )
+        row: Granularity = "row" if self.per_channel and target.per_channel else "tensor"
+        rounding = Rounding(form, self.block or row, self.weights, self.symmetric)
         calibration = self.calibration if self.calibration != "auto" else "minmax"
         return Settings(
-            target, self.activations, rounding, calibration, self.percentile, self.correct_bias, self.embeddings
+            target,
+            self.activations,
+            rounding,
+            calibration,
+            self.percentile,
+            self.correct_bias,
+            self.embeddings,
+            self.saved,
         )
 
     def run(self, graph: Graph, ctx: Context) -> None:
@@ -85,7 +96,7 @@ class Quantize(Pass):
         layers = self.layers(graph, target)
         knowledge = learn(graph, layers, settings, ctx)
         trial = Trial(graph, knowledge, ctx) if ctx.samples is not None else None
-        if trial is not None and self.activations != "none":
+        if trial is not None and self.activations != "float":
             knowledge.slower = slower_layers(trial, settings, ctx)
         ladders = [self.ladder(layer, target, i in knowledge.slower) for i, layer in enumerate(layers)]
         choices = [ladder[0] for ladder in ladders]
@@ -110,7 +121,7 @@ class Quantize(Pass):
         Raises:
             RequestError: there are none, or a pattern matches nothing.
         """
-        kinds = {"static": target.layers, "dynamic": target.dynamic, "none": target.layers}[self.activations]
+        kinds = {"static": target.layers, "dynamic": target.dynamic, "float": target.layers}[self.activations]
         found = [layer for layer in layers_of(graph) if layer.node.op in kinds]
         if self.activations == "static":
             found = [layer for layer in found if layer.node.graph is graph]
@@ -120,7 +131,7 @@ class Quantize(Pass):
 
     def ladder(self, layer: Layer, target: Target, slower: bool) -> list[Choice]:
         """The ways to quantize ``layer``, the least precise first; ``slower``: it is so in integers."""
-        if self.activations == "none" or slower:
+        if self.activations == "float" or slower:
             return ["weights", "float"]
         if layer.node.op in target.blocks and self.bits == 8 and layer.x.dtype is DType.FLOAT:
             return ["integers", "blocks", "weights", "float"]

@@ -17,9 +17,9 @@ from ...ir.clone import clone_graph
 from ...ir.text import Names, graph_text
 from ..base import RequestError, Runner
 from .histogram import Histogram
-from .summaries import ChannelStatistics
+from .summaries import ChannelStatistics, Shape
 
-__all__ = ["Calibration", "Samples", "Statistic", "collect"]
+__all__ = ["Calibration", "Samples", "Statistic", "collect", "in_groups"]
 
 Array = np.ndarray[Any, Any]
 Sample = Mapping[str, Any]
@@ -27,7 +27,7 @@ Samples = Iterable[Sample] | Callable[[], Iterable[Sample]]
 Reader = Callable[[], Iterator[Sample]]
 
 _FORMAT = "planish calibration 1"
-_KINDS: dict[str, Any] = {kind.__name__: kind for kind in (Histogram, ChannelStatistics)}
+_KINDS: dict[str, Any] = {kind.__name__: kind for kind in (Histogram, ChannelStatistics, Shape)}
 
 
 class Statistic(Protocol):
@@ -143,7 +143,7 @@ def collect(
     _check(wanted, names)
     read = _reader(samples)
     computed = [v for v in names if v in wanted and v.producer is not None]
-    groups = _groups(_sizes(graph, computed, read, runner), budget_bytes)
+    groups = in_groups(_sizes(graph, computed, read, runner), budget_bytes)
     groups[0] += [v for v in wanted if v.producer is None]
     total = len(groups) * len(samples) if isinstance(samples, Sequence) else None
     tallies = {v: _Tally() for v in wanted}
@@ -247,7 +247,7 @@ def _feed(graph: Graph, sample: Sample, number: int) -> dict[str, Any]:
 # groups of values, and the part of a graph that computes one
 
 
-def _groups(sizes: Mapping[Value, int], budget: int) -> list[list[Value]]:
+def in_groups(sizes: Mapping[Value, int], budget: int) -> list[list[Value]]:
     """The values in order, divided into groups of at most ``budget`` bytes; one group if there is none."""
     groups: list[list[Value]] = [[]]
     room = budget

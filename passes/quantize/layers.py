@@ -44,6 +44,12 @@ class Layer:
         """What it is called in reports."""
         return self.node.name or self.node.result.name or self.node.op
 
+    @property
+    def inputs(self) -> int:
+        """The number of columns of `matrix`."""
+        assert self.weight.const is not None
+        return self.weight.const.size // max(self.weight.const.shape[self.out_axis], 1)
+
     def matrix(self) -> Array:
         """The weight in float32, [out, in]."""
         assert self.weight.const is not None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,13 +13,13 @@ import numpy as np
 from ...ir import Graph, Node, Value, constant, edit, op
 from ...ir.quantization import Format, parse_format
 from ..base import Context, RequestError
-from .calibration import collect
+from .calibration import Calibration, collect, in_groups
 from .histogram import Histogram
 from .layers import Layer, tables_of
 from .placement import Placement, place
 from .ranges import expected_error, parameters, range_of
 from .rounding import NEEDS_GRAM, Rounded, Rounding, fake_quantized, round_weight
-from .summaries import ChannelStatistics, ConvGram, GramMatrix
+from .summaries import ChannelStatistics, ConvGram, GramMatrix, Shape
 from .targets import Target
 from .weights.grids import Grid, grid_for
 
@@ -39,12 +40,13 @@ class Settings:
 
     Attributes:
         target: the facts about the target.
-        activations: ``static``, ``dynamic`` or ``none``.
+        activations: ``static``, ``dynamic`` or ``float``.
         rounding: of the weights.
         calibration: the method that chooses ranges.
         percentile: for that method.
         correct_bias: whether biases make up for shifts of the mean.
         tables: whether tables that rows are picked from are quantized.
+        saved: the file that keeps the results of calibration, or "".
     """
 
     target: Target
@@ -54,6 +56,7 @@ class Settings:
     percentile: float = 99.99
     correct_bias: bool = False
     tables: bool = False
+    saved: str = ""
 
     @property
     def activation(self) -> Format:
@@ -90,15 +93,6 @@ class Knowledge:
     tables: list[Grid] = field(default_factory=list)
 
 
-class _Shape:
-    """A statistic: the shape of the last array."""
-
-    shape: tuple[int, ...] = ()
-
-    def update(self, array: Array) -> None:
-        self.shape = array.shape
-
-
 def learn(graph: Graph, layers: Sequence[Layer], settings: Settings, ctx: Context) -> Knowledge:
     """Run ``graph`` on the samples as far as needed, choose ranges, and quantize the weights.
 
@@ -109,20 +103,8 @@ def learn(graph: Graph, layers: Sequence[Layer], settings: Settings, ctx: Contex
     if needs and ctx.samples is None:
         raise RequestError(f"{settings.activations} activations and {settings.rounding.method} weights need samples")
     knowledge = Knowledge(list(layers), [])
-    own = [layer for layer in layers if layer.node.graph is graph]
     if ctx.samples is not None:
-        knowledge.channels = {layer.x: ChannelStatistics(-1 if layer.in_axis is not None else 1) for layer in own}
-        if settings.activations == "static":
-            placement = place(graph, own, settings.target)
-            knowledge.histograms = {placement.range_of(v): Histogram() for v in placement.readers}
-        wanted: dict[Value, list[Any]] = {v: [s] for v, s in knowledge.channels.items()}
-        for value, histogram in knowledge.histograms.items():
-            wanted.setdefault(value, []).append(histogram)
-        shapes = {v: _Shape() for v in knowledge.channels}
-        for value, shape in shapes.items():
-            wanted[value].append(shape)
-        collect(graph, wanted, ctx.samples, ctx.runner)
-        knowledge.shapes = {v: s.shape for v, s in shapes.items()}
+        _calibrate(graph, knowledge, settings, ctx)
     choose_ranges(knowledge, settings)
     knowledge.rounded = _rounded(graph, layers, settings, knowledge, ctx)
     knowledge.errors = [_predicted(i, knowledge, settings) for i in range(len(layers))]
@@ -130,6 +112,38 @@ def learn(graph: Graph, layers: Sequence[Layer], settings: Settings, ctx: Contex
         tables = (node.given(0).const for node in tables_of(graph, settings.target.tables))
         knowledge.tables = [grid_for(t.numpy().astype(np.float32, copy=False), _TABLE) for t in tables if t is not None]
     return knowledge
+
+
+def _calibrate(graph: Graph, knowledge: Knowledge, settings: Settings, ctx: Context) -> None:
+    """Collect statistics, or read those that were saved."""
+    own = [layer for layer in knowledge.layers if layer.node.graph is graph]
+    wanted: dict[Value, list[Any]] = {
+        layer.x: [ChannelStatistics(-1 if layer.in_axis is not None else 1), Shape()] for layer in own
+    }
+    if settings.activations == "static":
+        placement = place(graph, own, settings.target)
+        for value in dict.fromkeys(placement.range_of(v) for v in placement.readers):
+            wanted.setdefault(value, []).append(Histogram())
+    found: Mapping[Value, Sequence[Any]] = wanted
+    if settings.saved and Path(settings.saved).exists():
+        found = Calibration.load(settings.saved).of(graph)
+        if not set(wanted) <= set(found):
+            raise RequestError(
+                f"{settings.saved} is of other layers, or for another target: remove it to calibrate anew"
+            )
+    elif ctx.samples is not None:
+        ctx.progress("calibrating")
+        calibration = collect(graph, wanted, ctx.samples, ctx.runner)
+        if settings.saved:
+            calibration.save(settings.saved)
+    for value, statistics in found.items():
+        for statistic in statistics:
+            if isinstance(statistic, ChannelStatistics):
+                knowledge.channels[value] = statistic
+            elif isinstance(statistic, Histogram):
+                knowledge.histograms[value] = statistic
+            else:
+                knowledge.shapes[value] = statistic.shape
 
 
 def choose_ranges(knowledge: Knowledge, settings: Settings) -> None:
@@ -144,39 +158,28 @@ def choose_ranges(knowledge: Knowledge, settings: Settings) -> None:
 def _rounded(
     graph: Graph, layers: Sequence[Layer], settings: Settings, knowledge: Knowledge, ctx: Context
 ) -> list[Rounded]:
-    found: list[Rounded] = []
-    with_gram = settings.rounding.method in NEEDS_GRAM
-    for group in _groups(layers) if with_gram else [list(layers)]:
-        grams: dict[Value, GramMatrix] = {}
-        if with_gram:
-            grams = {layer.x: _gram_of(layer) for layer in group if layer.node.graph is graph}
-            if grams and ctx.samples is not None:
-                collect(graph, {v: [g] for v, g in grams.items()}, ctx.samples, ctx.runner)
-        for layer in group:
-            channels, gram = knowledge.channels.get(layer.x), grams.get(layer.x)
-            if isinstance(gram, ConvGram) != (layer.in_axis is None):
-                gram = None
-            found.append(round_weight(layer, settings.rounding, channels, gram))
-    return found
+    if settings.rounding.method not in NEEDS_GRAM:
+        return [round_weight(layer, settings.rounding, knowledge.channels.get(layer.x)) for layer in layers]
+    found: dict[int, Rounded] = {}
+    for group in in_groups({layer.x: _gram_bytes(layer) for layer in layers}, _GRAMS):
+        members = [(i, layer) for i, layer in enumerate(layers) if layer.x in group]
+        grams = {layer.x: _gram_of(layer) for _, layer in members if layer.node.graph is graph}
+        if grams and ctx.samples is not None:
+            collect(graph, {v: [g] for v, g in grams.items()}, ctx.samples, ctx.runner)
+        for i, layer in members:
+            ctx.progress(f"rounding the weights of {layer.name}")
+            gram = grams.get(layer.x)
+            fits = isinstance(gram, ConvGram) is (layer.in_axis is None)
+            found[i] = round_weight(layer, settings.rounding, knowledge.channels.get(layer.x), gram if fits else None)
+    return [found[i] for i in range(len(layers))]
 
 
 def _gram_of(layer: Layer) -> GramMatrix:
     return GramMatrix() if layer.in_axis is not None else ConvGram.of(layer.node)
 
 
-def _groups(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
-    """Consecutive layers whose matrices fit into memory together."""
-    group: list[Layer] = []
-    seen: dict[Value, int] = {}
-    for layer in layers:
-        assert layer.weight.const is not None
-        size = layer.weight.const.size // layer.weight.const.shape[layer.out_axis]
-        seen.setdefault(layer.x, 8 * size * size * layer.node.attrs.get("group", 1))
-        if group and sum(seen.values()) > _GRAMS:
-            yield group
-            group, seen = [], {layer.x: seen[layer.x]}
-        group.append(layer)
-    yield group
+def _gram_bytes(layer: Layer) -> int:
+    return 8 * layer.inputs**2 * int(layer.node.attrs.get("group", 1))
 
 
 def _predicted(i: int, knowledge: Knowledge, settings: Settings) -> float:
@@ -289,12 +292,11 @@ def _static(
     zeros = constant(zero, form.storage) if not form.is_signed or zero.any() else None
     quantized = _FakeQuantize(value, constant(scale), zeros, format=form.name)
     home = value.graph if value.producer is None else value.producer.graph
-    assert home is not None and quantized.producer is not None
+    assert home is not None and isinstance(quantized, Value) and quantized.producer is not None
     _insert([quantized], _behind(value, home))
     for node, position in uses:
         edit.set_operand(node, position, quantized)
-    node: Node = quantized.producer
-    return node
+    return quantized.producer
 
 
 def _saturate(quantizer: Node, settings: Settings) -> None:

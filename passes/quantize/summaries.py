@@ -17,7 +17,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from ...ir import Node
 
-__all__ = ["ChannelStatistics", "ConvGram", "GramMatrix"]
+__all__ = ["ChannelStatistics", "ConvGram", "GramMatrix", "Shape"]
 
 Array = np.ndarray[Any, Any]
 
@@ -107,6 +107,30 @@ class ChannelStatistics:
         """
         arrays = {name: np.array(value) for name, value in data.items() if name != "axis"}
         return cls(data["axis"], **arrays)
+
+
+@dataclass(eq=False)
+class Shape:
+    """The shape of the last array that was seen."""
+
+    shape: tuple[int, ...] = ()
+
+    def update(self, array: Array) -> None:
+        """Remember the shape of ``array``."""
+        self.shape = array.shape
+
+    def to_dict(self) -> dict[str, Any]:
+        """It, ready for JSON."""
+        return {"shape": list(self.shape)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Shape:
+        """The shape that `to_dict` wrote.
+
+        Raises:
+            TypeError, ValueError, LookupError: ``data`` is something else.
+        """
+        return cls(tuple(int(d) for d in data["shape"]))
 
 
 @dataclass(eq=False)

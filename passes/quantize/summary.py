@@ -34,7 +34,7 @@ def rows(choices: Sequence[Choice], knowledge: Knowledge, settings: Settings) ->
         weight, x = layer.node.given(1), layer.node.given(0)
         low, high = _range(layer, knowledge)
         kernel = _KERNELS[choice]
-        if settings.activations == "none" and choice == "weights":
+        if settings.activations == "float" and choice == "weights":
             kernel = "float: only weights are quantized"
         elif i in knowledge.slower:
             kernel = f"float: the model is slower with it in integers ({knowledge.slower[i]:.2f}x)"

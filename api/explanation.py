@@ -12,7 +12,7 @@ from planish.ir import Graph, Node
 from planish.ir.errors import PlanishError
 from planish.models import load, save
 from planish.optimizer import parse_pipeline, runner_factory
-from planish.passes import Context, Pass, Pipeline
+from planish.passes import Context, Observer, Pass, Pipeline
 
 if TYPE_CHECKING:
     from planish.backends.base import Backend
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from planish.models import Model
     from planish.passes.bisect import Culprit
     from planish.passes.observers.explain import NearMiss, Site
+    from planish.passes.quantize.blocked import Blocked
     from planish.passes.reduce import Part
 
 __all__ = ["Bisection", "Explanation", "Reduction", "bisect", "explain", "reduce", "reduce_bisection"]
@@ -40,6 +41,9 @@ class Explanation:
         fired: how often each rule fired, and what passes noted besides.
         tidied: how often rules fired that passes apply besides their own.
         problems: passes that were taken back, and why.
+        layers: what quantization made of each layer, as rows of facts.
+        floats: in a quantized graph, what computes with floating-point numbers, and why.
+        blocked: fusions that quantizers keep from happening.
     """
 
     sites: list[Site]
@@ -47,20 +51,36 @@ class Explanation:
     fired: dict[str, int]
     tidied: dict[str, int]
     problems: dict[str, str]
+    layers: list[dict[str, Any]]
+    floats: list[tuple[str, str]]
+    blocked: list[Blocked]
 
 
-def explain(model: Model, pipeline: str | Pipeline = "default", *, rule: str | None = None) -> Explanation:
+def explain(
+    model: Model,
+    pipeline: str | Pipeline = "default",
+    *,
+    rule: str | None = None,
+    target: str = "onnxruntime",
+    data: Data | None = None,
+) -> Explanation:
     """Run ``pipeline`` on a model and tell what fired, what nearly did, and why it did not.
 
     Args:
         model: see `planish.load`; a `Graph` is left as it is.
         pipeline: the passes.
         rule: the only rule of interest.
+        target: the backend that the result is for.
+        data: sample inputs, for passes that look at inputs; None synthesizes some.
 
     Raises:
-        PlanishError: no pass of the pipeline has the rule.
+        PlanishError: no pass of the pipeline has the rule, or the model does not run on synthesized inputs.
     """
+    from planish.data import reader
+    from planish.optimizer import made_up_samples
     from planish.passes.observers.explain import Explain, near_misses, rules_of
+    from planish.passes.quantize.summary import why_float
+    from planish.passes.quantize.targets import target_for
 
     passes = parse_pipeline(pipeline)
     rules = rules_of(passes)
@@ -70,7 +90,10 @@ def explain(model: Model, pipeline: str | Pipeline = "default", *, rule: str | N
             raise PlanishError(f"no rule {rule!r} in {passes}; planish passes NAME lists the rules of a pass")
     graph = _copy(model)
     observer = Explain()
-    ctx = Context(runner_factory(), [observer])
+    samples = reader(data, graph) if data is not None else made_up_samples(_copy(model), target)
+    ctx = Context(runner_factory(target), [observer], target, samples=samples)
+    raised = _Raised()
+    ctx.observers.append(raised)
     passes.run(graph, ctx)
     sites = [s for s in observer.sites(ctx) if rule in (None, s.rule)]
     fired: Counter[str] = sum((r.fired for r in ctx.results), Counter())
@@ -78,7 +101,34 @@ def explain(model: Model, pipeline: str | Pipeline = "default", *, rule: str | N
     beside = {r.name for r in rules_of(passes, "tidying")} - {r.name for r in rules}
     tidied = {name: kept.pop(name) for name in list(kept) if name in beside}
     problems = {r.name: r.problem for r in ctx.results if r.problem}
-    return Explanation(sites, near_misses(graph, rules), kept, tidied, problems)
+    layers = [row for r in ctx.results for row in r.table]
+    floats = why_float(graph, target_for(target)) if rule is None else []
+    blocked = _blocked(raised.graph, passes, ctx)
+    return Explanation(sites, near_misses(graph, rules), kept, tidied, problems, layers, floats, blocked)
+
+
+class _Raised(Observer):
+    """Keeps the graph as it is when imported quantization has been raised."""
+
+    judges = False
+    graph: Graph | None = None
+
+    def after_pass(self, pass_: Pass, graph: Graph, ctx: Context) -> None:
+        if pass_.pass_name() == "raise-quantization":
+            self.graph = _copy(graph)
+
+
+def _blocked(graph: Graph | None, passes: Pipeline, ctx: Context) -> list[Blocked]:
+    """The fusions that the quantizers of the model itself keep from happening."""
+    from planish.passes.fuse import Fuse
+    from planish.passes.observers.explain import rules_of
+    from planish.passes.quantize.blocked import blocked_fusions
+
+    fusing = [p for p in passes.passes if isinstance(p, Fuse)]
+    if graph is None or not fusing:
+        return []
+    before = passes.passes[: passes.passes.index(fusing[-1]) + 1]
+    return blocked_fusions(graph, before, [r.name for r in rules_of(fusing[-1])], ctx)
 
 
 def _copy(model: Model) -> Graph:

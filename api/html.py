@@ -10,7 +10,7 @@ from string import Template
 from typing import TYPE_CHECKING
 
 from planish.ir.errors import PlanishError
-from planish.report import LAYER_HEAD
+from planish.report import LAYER_HEAD, layer_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -83,7 +83,7 @@ def html(report: Report, title: str) -> str:
 
 
 def _layers(report: Report) -> str:
-    rows = report.layer_rows()
+    rows = layer_rows(report.layers)
     head = "<h2>Layers</h2><p>The largest share of the predicted loss first.</p>"
     return head + _table(rows, frozenset({4, 5, 6}), LAYER_HEAD) if rows else ""
 

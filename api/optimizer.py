@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from planish.models import Model
     from planish.passes.observers.verify import Verify
 
-__all__ = ["Mode", "Result", "optimize", "parse_pipeline", "runner_factory"]
+__all__ = ["Mode", "Result", "made_up_samples", "optimize", "parse_pipeline", "runner_factory"]
 
 Mode = Literal["each", "end", "off"]
 Metric = Callable[[list[dict[str, Any]]], float]
@@ -118,6 +118,26 @@ def runner_factory(target: str = "onnxruntime") -> Callable[[], Backend]:
     return make
 
 
+def made_up_samples(graph: Graph, target: str) -> Callable[[], Sequence[Sample]]:
+    """A function that makes up samples for passes that look at inputs, when it is first called.
+
+    It raises `PlanishError` if ``graph`` runs on no synthesized input. ``graph`` must not be changed.
+    """
+    made: list[Sample] = []
+
+    def samples() -> Sequence[Sample]:
+        from planish.backends.base import backend
+        from planish.comparison import samples_for
+        from planish.data import synthesize_more
+
+        if not made:
+            first, _, _ = samples_for(graph, backend(target).compile(graph), None, 1)
+            made.extend(synthesize_more(graph, first[0], _MADE_UP))
+        return made
+
+    return samples
+
+
 @dataclass
 class _Attempt:
     """One run of a pipeline."""
@@ -166,7 +186,8 @@ class _Job:
             self.inputs = reader(data, self.original)
             self.sizes = bind_sizes(self.original, read_samples(self.inputs(), self.original, 1)[0])
         else:
-            self.inputs = self._make_up
+            self.inputs = made_up_samples(_clone(self.original), self.target)
+            self.made_up = True
         before = size_of(self.original, self.sizes)
         graph = _clone(self.original) if keep else self.original
         ctx = self._context()
@@ -239,19 +260,6 @@ class _Job:
         self.sizes = bind_sizes(self.original, self.samples[0])
         self.verification.source = source
         return program
-
-    def _make_up(self) -> list[Sample]:
-        """Samples for passes that look at inputs, where nothing else has run the original."""
-        from planish.backends.base import backend
-        from planish.comparison import samples_for
-        from planish.data import synthesize_more
-
-        if not self.samples:
-            original = _clone(self.original)
-            self.samples, _, _ = samples_for(original, backend(self.target).compile(original), None, 1)
-            self.samples = synthesize_more(original, self.samples[0], _MADE_UP)
-            self.made_up = True
-        return self.samples
 
     # verifying
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from planish.measure import Comparison
     from planish.passes import PassResult
 
-__all__ = ["LAYER_HEAD", "Report", "Verification", "count", "table"]
+__all__ = ["LAYER_HEAD", "Report", "Verification", "count", "layer_rows", "layer_table", "table"]
 
 LAYER_HEAD = ("layer", "operator", "weight", "activation", "range", "SQNR", "of loss", "runs as")
 _LAYERS = 10  # in the text; the web page and JSON have all
@@ -184,31 +184,13 @@ class Report:
     def _passes(self) -> str:
         return table(self.pass_rows(), "lrl")
 
-    def layer_rows(self, limit: int | None = None) -> list[tuple[str, ...]]:
-        """Rows of what passes say of single layers, those with the largest share of the loss first."""
-        found = sorted((row for r in self.passes for row in r.table), key=lambda row: -row["share"])
-        return [
-            (
-                row["layer"],
-                row["operator"],
-                row["weight"],
-                row["activation"],
-                "" if row["low"] is None else f"{row['low']:.3g} to {row['high']:.3g}",
-                "" if row["sqnr"] is None else f"{row['sqnr']:.1f} dB",
-                f"{row['share']:.1%}",
-                row["kernel"],
-            )
-            for row in found[:limit]
-        ]
+    @property
+    def layers(self) -> list[dict[str, Any]]:
+        """What passes say of single layers, a dictionary of facts for each."""
+        return [row for r in self.passes for row in r.table]
 
     def _layers(self) -> str:
-        rows, number = self.layer_rows(_LAYERS), sum(len(r.table) for r in self.passes)
-        if not rows:
-            return ""
-        text = table([LAYER_HEAD, *rows], "llllrrrl")
-        return text + (
-            f"\n… and {number - len(rows)} layers more (--report and --json have all)" if number > len(rows) else ""
-        )
+        return layer_table(self.layers, _LAYERS)
 
     def _misses(self) -> str:
         if self.changed or self.fallback:
@@ -234,6 +216,32 @@ def count(n: int) -> str:
         if abs(n_scaled) < 999.5 or unit == "T":
             return f"{n_scaled:.3g} {unit}"
     raise AssertionError
+
+
+def layer_rows(layers: Sequence[dict[str, Any]], limit: int | None = None) -> list[tuple[str, ...]]:
+    """Rows for `LAYER_HEAD`, those with the largest share of the loss first, ``limit`` at most."""
+    return [
+        (
+            row["layer"],
+            row["operator"],
+            row["weight"],
+            row["activation"],
+            "" if row["low"] is None else f"{row['low']:.3g} to {row['high']:.3g}",
+            "" if row["sqnr"] is None else f"{row['sqnr']:.1f} dB",
+            f"{row['share']:.1%}",
+            row["kernel"],
+        )
+        for row in sorted(layers, key=lambda row: -row["share"])[:limit]
+    ]
+
+
+def layer_table(layers: Sequence[dict[str, Any]], limit: int | None) -> str:
+    """The same as text; "" if there are none."""
+    if not layers:
+        return ""
+    rows = layer_rows(layers, limit)
+    text = table([LAYER_HEAD, *rows], "llllrrrl")
+    return text + (f"\n… and {len(layers) - len(rows)} layers more" if len(layers) > len(rows) else "")
 
 
 def table(rows: Sequence[Sequence[str]], align: str) -> str:

@@ -21,21 +21,34 @@ _MISSES, _SITES = 15, 3  # groups of misses, and sites per rule, that are shown 
 @click.command("explain")
 @model_argument
 @pipeline_option
+@click.option(
+    "--target", default="onnxruntime", show_default=True, help="What is to run the result, such as onnxruntime:arm64."
+)
+@click.option("--data", metavar="DATA", help="Sample inputs; by default some are made up.")
 @click.option("--rule", metavar="NAME", help="Only this rule, with every near miss.")
 @click.option("--all", "show_all", is_flag=True, help="Every site and every near miss, however far.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @standard_options
-def command(model: str, pipeline: str, rule: str | None, show_all: bool, as_json: bool) -> None:
-    """Say which rules fired on MODEL and where, which nearly did, and why they did not."""
+def command(
+    model: str, pipeline: str, target: str, data: str | None, rule: str | None, show_all: bool, as_json: bool
+) -> None:
+    """Say which rules fired on MODEL and where, which nearly did, and why they did not.
+
+    Of a quantized model or pipeline, also: what became of each layer, what stays in floating point, and which fusions
+    quantizers keep from happening.
+    """
     from planish.explanation import explain
 
-    found = explain(model, pipeline, rule=rule)
+    found = explain(model, pipeline, rule=rule, target=target, data=data)
     show_all = show_all or rule is not None
     if as_json:
         echo_json(_facts(model, pipeline, found))
         return
     click.echo(_fired(found, show_all))
     click.echo("\n" + _missed(found.misses, show_all))
+    for text in (_layers(found, show_all), _floats(found, show_all), _blocked(found)):
+        if text:
+            click.echo("\n" + text)
     for name, problem in found.problems.items():
         click.echo(f"\n{name}: {problem}")
 
@@ -49,6 +62,9 @@ def _facts(model: str, pipeline: str, found: Explanation) -> dict[str, Any]:
         "sites": [{"rule": s.rule, "nodes": s.nodes, "made": s.made, "origin": s.origin} for s in found.sites],
         "near_misses": [_miss_facts(m) for m in found.misses],
         "problems": found.problems,
+        "layers": found.layers,
+        "floats": [{"node": node, "reason": reason} for node, reason in found.floats],
+        "blocked": [{"rule": b.rule, "site": b.site, "quantizers": b.quantizers} for b in found.blocked],
     }
 
 
@@ -95,3 +111,30 @@ def _missed(misses: list[NearMiss], show_all: bool) -> str:
     if len(shown) < len(groups):
         lines.append(f"  … and {len(groups) - len(shown)} more kinds (--all)")
     return "\n".join(lines)
+
+
+def _layers(found: Explanation, show_all: bool) -> str:
+    from planish.report import layer_table
+
+    return layer_table(found.layers, None if show_all else _MISSES)
+
+
+def _floats(found: Explanation, show_all: bool) -> str:
+    """What stays in floating point, grouped by the reason."""
+    if not found.floats:
+        return ""
+    groups: dict[str, list[str]] = {}
+    for node, reason in found.floats:
+        groups.setdefault(reason, []).append(node)
+    lines = ["In floating point:"]
+    for reason, nodes in sorted(groups.items(), key=lambda item: -len(item[1])):
+        shown = nodes if show_all else nodes[:_SITES]
+        more = f" … and {len(nodes) - len(shown)} more" if len(shown) < len(nodes) else ""
+        lines.append(f"  {reason}: {', '.join(shown)}{more}")
+    return "\n".join(lines)
+
+
+def _blocked(found: Explanation) -> str:
+    if not found.blocked:
+        return ""
+    return "\n".join(["Fusions that quantizers keep from happening:", *(f"  {b}" for b in found.blocked)])

@@ -7,12 +7,15 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from ...ir.quantization import format_of, is_fake_quantize
+from ...ir import Graph, Node
+from ...ir.quantization import FAKE_QUANTIZE, format_of, is_fake_quantize
 from ..base import PassResult
+from ..observers.explain import describe as describe_node
 from .layers import Layer
 from .plan import Choice, Knowledge, Settings
+from .targets import Target
 
-__all__ = ["describe", "rows"]
+__all__ = ["describe", "rows", "why_float"]
 
 _KERNELS: dict[Choice, str] = {
     "integers": "int8",
@@ -66,3 +69,40 @@ def describe(choices: Sequence[Choice], knowledge: Knowledge, settings: Settings
         result.fired[f"layers in {kernel}" if kernel.startswith("int") else f"layers kept in {kernel}"] += count
     if knowledge.tables:
         result.fired["tables in int8"] += len(knowledge.tables)
+
+
+def why_float(graph: Graph, target: Target) -> list[tuple[str, str]]:
+    """What computes with floating-point numbers in a quantized ``graph``, and why: nodes, and reasons, in order.
+
+    Operators that only move elements are left out, and so is everything in a graph that is not quantized at all.
+    """
+    nodes = [n for n in graph.walk() if n.op not in target.moves and n.op != FAKE_QUANTIZE]
+    if all(n.op != FAKE_QUANTIZE for n in graph.walk()):
+        return []
+    return [(describe_node(n), reason) for n in nodes if (reason := _reason(n, target))]
+
+
+def _reason(node: Node, target: Target) -> str:
+    floats = [o for o in node.operands if o is not None and o.dtype.is_floating]
+    if not floats or not any(r.dtype.is_floating for r in node.results):
+        return ""
+    if node.op in target.layers:
+        return _why_no_layer(node, target)
+    if node.op not in target.computes:
+        return f"{target.name} has no integer kernel for {node.op}"
+    if not all(is_fake_quantize(o) for o in floats):
+        return "not all that it reads is quantized"
+    users = node.result.users
+    return "" if users and all(u.op == FAKE_QUANTIZE for u in users) else "its result is not quantized"
+
+
+def _why_no_layer(node: Node, target: Target) -> str:
+    x, weight = node.given(0), node.given(1)
+    if not is_fake_quantize(weight):
+        return "its weight is not quantized" if weight.const is not None else "it multiplies two computed values"
+    if not is_fake_quantize(x):
+        return "what it multiplies is not quantized"
+    behind = node.result
+    if node.op in target.needs_output and not (behind.users and all(u.op == FAKE_QUANTIZE for u in behind.users)):
+        return f"its result is not quantized, which {node.op} needs on {target.name}"
+    return ""

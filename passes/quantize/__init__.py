@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ...ir import DType, Graph
 from ...ir.quantization import parse_format
 from ..base import Context, Pass, RequestError
 from ..numerics import Lossy
-from .budget import Trial, within_budget
-from .layers import Layer, layers_of, select
-from .plan import Choice, Settings, apply, learn
-from .rounding import Rounding, WeightMethod
-from .speed import slower_layers
-from .summary import describe
 from .targets import Target, target_for
-from .weights.grids import Granularity
+from .weights import WeightMethod
+
+if TYPE_CHECKING:
+    from .layers import Layer
+    from .plan import Choice, Settings
+    from .weights.grids import Granularity
 
 __all__ = ["Quantize"]
 
@@ -74,6 +73,9 @@ class Quantize(Pass):
 
     def settings(self, target: Target) -> Settings:
         """The same for a target."""
+        from .plan import Settings
+        from .rounding import Rounding
+
         width = min(self.bits, parse_format(target.weight).bits) if self.activations != "float" else self.bits
         form = parse_format(f"{'int' if self.symmetric else 'uint'}{width}")
         row: Granularity = "row" if self.per_channel and target.per_channel else "tensor"
@@ -91,6 +93,11 @@ class Quantize(Pass):
         )
 
     def run(self, graph: Graph, ctx: Context) -> None:
+        from .budget import Trial, within_budget  # here, since other passes of this package do not need all this
+        from .plan import apply, learn
+        from .speed import slower_layers
+        from .summary import describe
+
         target = target_for(ctx.target)
         settings = self.settings(target)
         layers = self.layers(graph, target)
@@ -121,6 +128,8 @@ class Quantize(Pass):
         Raises:
             RequestError: there are none, or a pattern matches nothing.
         """
+        from .layers import layers_of, select
+
         kinds = {"static": target.layers, "dynamic": target.dynamic, "float": target.layers}[self.activations]
         found = [layer for layer in layers_of(graph) if layer.node.op in kinds]
         if self.activations == "static":

@@ -190,7 +190,8 @@ _BLOCKS_EXAMPLE = (
 def matmul_in_blocks(node: Node) -> Value:
     """A product with packed weights: they become a matrix of codes, with a scale per block of a column.
 
-    How exactly the operator computes (``accuracy_level``) is up to who runs it.
+    With ``accuracy_level`` 4 the left factor is quantized, too, in blocks of its rows; other levels say how exactly the
+    operator may compute at least, which is up to who runs it.
     """
     weights, scales = ((o.const if o is not None else None) for o in (node.operand(1), node.operand(2)))
     require(weights is not None and scales is not None, "the weights are no constants")
@@ -212,7 +213,10 @@ def matmul_in_blocks(node: Node) -> Value:
     scale = np.ascontiguousarray(scales.numpy().reshape(columns, blocks).T)
     zero = np.ascontiguousarray(_zero_points(node.operand(3), (columns, blocks), dtype).T)
     weight = op.DequantizeLinear(lazy, scale, zero, axis=0, block_size=block_size)
-    return _with_bias(op.MatMul(node.given(0), weight), node.operand(5))
+    x = node.given(0)
+    if node.attrs.get("accuracy_level", 0) == _INT8_LEVEL:
+        x = op.domain("planish").FakeQuantize(x, format="int8", axis=-1, block_size=block_size)
+    return _with_bias(op.MatMul(x, weight), node.operand(5))
 
 
 def _zero_points(zeros: Value | None, shape: tuple[int, int], dtype: DType) -> Any:
@@ -230,4 +234,5 @@ def _zero_points(zeros: Value | None, shape: tuple[int, int], dtype: DType) -> A
     return array.astype(np.uint8).astype(dtype.numpy)
 
 
+_INT8_LEVEL = 4
 RULES = (scaled_integer_product, integer_matmul_to_float, matmul_in_blocks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -14,15 +14,15 @@ from ...ir.tensor import ArrayTensor
 from ..base import RequestError
 from .layers import Layer
 from .summaries import ChannelStatistics, GramMatrix
+from .weights import WeightMethod
 from .weights.adaround import adaround
 from .weights.gptq import gptq
 from .weights.grids import Granularity, Grid, grid_for
 from .weights.hqq import hqq
 
-__all__ = ["NEEDS_GRAM", "Rounded", "Rounding", "WeightMethod", "fake_quantized", "round_weight"]
+__all__ = ["NEEDS_GRAM", "Rounded", "Rounding", "fake_quantized", "round_weight"]
 
 Array = np.ndarray[Any, Any]
-WeightMethod = Literal["round", "mse", "hqq", "gptq", "adaround"]
 NEEDS_GRAM = frozenset({"gptq", "adaround"})
 _FakeQuantize = op.domain("planish").FakeQuantize
 

@@ -8,6 +8,7 @@ rung are not precise enough, the search goes on from there to the one after it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 
 from ...ir import Graph, Value
 from ...ir.clone import clone_graph
-from ..base import Context
+from ..base import Context, RequestError
 from .plan import Choice, Knowledge, Settings, apply, choose_ranges, translated
 
 __all__ = ["Trial", "disagreement", "within_budget"]
@@ -68,13 +69,23 @@ class Trial:
         self._expected: list[dict[str, Any]] | None = None
 
     def drop(self, choices: list[Choice], settings: Settings) -> float:
-        """What is lost with ``choices``."""
+        """What is lost with ``choices``.
+
+        Raises:
+            RequestError: the metric of the original is not a number.
+        """
         copy = self._quantized(choices, settings)
         self.evaluations += 1
         if self._expected is None:
             self._expected = self._outputs(self.graph)
         actual, metric = self._outputs(copy), self.ctx.metric
-        return disagreement(self._expected, actual) if metric is None else metric(self._expected) - metric(actual)
+        if metric is None:
+            return disagreement(self._expected, actual)
+        before = metric(self._expected)
+        if math.isnan(before):
+            raise RequestError("the metric of the original is not a number")
+        lost = before - metric(actual)
+        return math.inf if math.isnan(lost) else lost
 
     def compiled(self, choices: list[Choice], settings: Settings) -> Callable[[], object]:
         """A function that runs the graph with ``choices`` on the first sample."""

@@ -66,7 +66,25 @@ def place(graph: Graph, layers: Sequence[Layer], target: Target) -> Placement:
         placement.read_everywhere(end)
     for node in drawn:
         _place_other(node, target, placement)
+    if target.residual_only:
+        for layer in layers:
+            _place_residual(layer.node, target, placement)
     return placement
+
+
+def _place_residual(layer: Node, target: Target, placement: Placement) -> None:
+    """Let the addition behind a layer read what it adds to the layer's result quantized, and not that result."""
+    end = end_of(layer, target)
+    if len(end.users) != 1 or end.users[0].op != "Add":
+        return
+    add = end.users[0]
+    for position, operand in _activations(add):
+        if operand is not end and not _is_layer(operand.producer, placement):
+            placement.read(operand, add, position)
+
+
+def _is_layer(node: Node | None, placement: Placement) -> bool:
+    return node is not None and node in placement.integers
 
 
 def end_of(node: Node, target: Target) -> Value:

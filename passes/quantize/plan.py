@@ -122,12 +122,12 @@ def _calibrate(graph: Graph, knowledge: Knowledge, settings: Settings, ctx: Cont
     }
     if settings.activations == "static":
         placement = place(graph, own, settings.target)
-        for value in dict.fromkeys(placement.range_of(v) for v in placement.readers):
+        for value in placement.readers:  # also those of another's range: with fewer layers in integers, they need theirs
             wanted.setdefault(value, []).append(Histogram())
     found: Mapping[Value, Sequence[Any]] = wanted
     if settings.saved and Path(settings.saved).exists():
         found = Calibration.load(settings.saved).of(graph)
-        if not set(wanted) <= set(found):
+        if any(not set(map(type, kept)) <= set(map(type, found.get(v, ()))) for v, kept in wanted.items()):
             raise RequestError(
                 f"{settings.saved} is of other layers, or for another target: remove it to calibrate anew"
             )
@@ -305,6 +305,8 @@ def _saturate(quantizer: Node, settings: Settings) -> None:
         x = quantizer.given(0)
         clip = x.producer
         if clip is None or clip.op not in settings.target.absorbs or x.users != (quantizer,):
+            return
+        if any(b is not None and b.const is None for b in clip.operands[1:]):
             return
         low, high = _bounds(quantizer)
         bounds = [

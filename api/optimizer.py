@@ -13,6 +13,7 @@ from planish.ir import Graph
 from planish.ir.errors import PlanishError
 from planish.models import load, save_for
 from planish.passes import Context, Observer, Pipeline
+from planish.passes.base import RequestError
 from planish.report import Report, Verification
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def optimize(
     verify: Mode = "end",
     measure: bool = True,
     expect: Sequence[str] = (),
-    metric: Metric | None = None,
+    metric: Metric | str | None = None,
     observers: Iterable[Observer] = (),
     progress: Callable[[str], None] | None = None,
 ) -> Result:
@@ -75,7 +76,8 @@ def optimize(
         measure: measure the latency against the original's, and fall back where it became slower.
         expect: conditions such as ``Attention>=12``; see the report for their outcome.
         metric: the quality of a model: called with its outputs for all samples of ``data``, in order, the higher the
-            better. Passes with an accuracy budget use it; without one, they compare outputs with the original's.
+            better; or ``module.py:function`` that names it. Passes with an accuracy budget use it; without one, they
+            compare outputs with the original's.
         observers: further observers of the passes.
         progress: is told what is going on.
 
@@ -85,7 +87,7 @@ def optimize(
     parsed = parse_pipeline(pipeline)
     expected = [expectations.parse(e) for e in expect]
     graph = load(model)
-    job = _Job(graph, parsed, target, list(observers), progress or (lambda message: None), metric)
+    job = _Job(graph, parsed, target, list(observers), progress or (lambda message: None), _metric(metric))
     job.times = measure
     if verify == "off" and not measure:
         result = job.plain(isinstance(model, Graph), data)
@@ -374,6 +376,23 @@ _WARNING = (
     f"quantized with {_MADE_UP} made-up samples: ranges, and what is lost on real inputs, are guesses; "
     "give --data to know"
 )
+
+
+def _metric(metric: Metric | str | None) -> Metric | None:
+    """The function, which tells what is wrong with a user's function if it fails."""
+    if metric is None:
+        return None
+    from planish.functions import load_function, one_line
+
+    function = load_function(metric) if isinstance(metric, str) else metric
+
+    def checked(outputs: list[dict[str, Any]]) -> float:
+        try:
+            return float(function(outputs))
+        except Exception as error:
+            raise RequestError(f"the metric fails: {one_line(error)}") from error
+
+    return checked
 
 
 def _speedup(first: Callable[[], object], second: Callable[[], object]) -> float:

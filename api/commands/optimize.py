@@ -28,6 +28,11 @@ __all__ = ["command"]
 )
 @click.option("--data", metavar="DATA", help="Sample inputs; by default some are made up.")
 @click.option(
+    "--metric",
+    metavar="FUNC",
+    help="module.py:function that scores the outputs for all of DATA, for passes with an accuracy budget.",
+)
+@click.option(
     "--expect",
     multiple=True,
     metavar="COND",
@@ -58,6 +63,7 @@ def command(
     pipeline: str,
     target: str,
     data: str | None,
+    metric: str | None,
     expect: tuple[str, ...],
     verify: Mode,
     no_measure: bool,
@@ -81,7 +87,7 @@ def command(
     with progress() as show:
         result = optimize(
             model, pipeline, target=target, data=data, verify=verify, measure=not no_measure, expect=expect,
-            observers=_observers(show, dump_ir), progress=show,
+            metric=metric, observers=_observers(show, dump_ir), progress=show,
         )  # fmt: skip
         if result.report.ok:
             if show is not None:

@@ -44,6 +44,8 @@ class Quantize(Pass):
         skip: patterns of layers to leave alone.
         max_drop: how much of the metric may be lost: layers that cost too much are kept more precise. Without a metric
             in the context, 1 minus the mean cosine between the outputs and those of the graph as it is.
+        sensitivity: how layers are ranked that may have to stay more precise: ``predicted`` from what is known of their
+            inputs and weights; or ``measured``, by what is lost with only that layer quantized, one evaluation each.
         saved: a JSON file for what calibration finds: read if it is there, and written else.
 
     Raises:
@@ -65,6 +67,7 @@ class Quantize(Pass):
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
     max_drop: float | None = None
+    sensitivity: Literal["predicted", "measured"] = "predicted"
     saved: str = ""
 
     def __post_init__(self) -> None:
@@ -109,11 +112,14 @@ class Quantize(Pass):
         choices = [ladder[0] for ladder in ladders]
         if trial is not None and self.activations == "static" and self.calibration == "auto":
             settings = trial.best_calibration(choices, settings, _CALIBRATIONS)
+        if trial is None and (self.max_drop is not None or self.sensitivity == "measured"):
+            raise RequestError("samples are needed to measure what is lost: give data")
+        if trial is not None and self.sensitivity == "measured":
+            knowledge.drops = trial.sensitivities(ladders, settings)
         lost = None
-        if self.max_drop is not None:
-            if trial is None:
-                raise RequestError("max_drop needs samples to measure what is lost")
-            choices, lost = within_budget(knowledge.errors, ladders, lambda c: trial.drop(c, settings), self.max_drop)
+        if trial is not None and self.max_drop is not None:
+            errors = knowledge.drops or knowledge.errors
+            choices, lost = within_budget(errors, ladders, lambda c: trial.drop(c, settings), self.max_drop)
         apply(graph, choices, knowledge, settings)
         if ctx.results:
             describe(choices, knowledge, settings, ctx.results[-1])

@@ -70,6 +70,8 @@ def blocked_fusions(graph: Graph, passes: Iterable[Pass], rules: Iterable[str], 
     """
     mapping: dict[Value, Value] = {}
     bare = clone_graph(graph, mapping)
+    for i, node in enumerate(bare.walk()):  # nodes are told by their names
+        node.name = node.name or f"%{(node.results[0].name if node.results else '') or i}"
     between: list[tuple[str, frozenset[str], str]] = []
     for node in [n for n in bare.walk() if n.op == FAKE_QUANTIZE and n.given(0).producer is not None]:
         producer, users = node.given(0).producer, node.result.users

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ...ir import Graph, Value
+from ...ir import DType, Graph, Value
 from ...ir.clone import clone_graph
 from ..base import Context, RequestError
 from .plan import Choice, Knowledge, Settings, apply, choose_ranges, translated
@@ -34,7 +34,7 @@ def disagreement(expected: Sequence[Outputs], actual: Sequence[Outputs]) -> floa
     gaps: list[Array] = []
     for e, a in zip(expected, actual, strict=True):
         for name, value in e.items():
-            if isinstance(value, np.ndarray) and value.size and value.dtype.kind == "f":
+            if isinstance(value, np.ndarray) and value.size and DType.from_numpy(value.dtype).is_floating:
                 gaps.append(_gaps(value, a[name]))
     together = np.concatenate(gaps) if gaps else np.zeros(1)
     return float(together.mean()) if together.size else 0.0
@@ -86,6 +86,16 @@ class Trial:
             raise RequestError("the metric of the original is not a number")
         lost = before - metric(actual)
         return math.inf if math.isnan(lost) else lost
+
+    def sensitivities(self, ladders: Sequence[Sequence[Choice]], settings: Settings) -> list[float]:
+        """What is lost with each layer alone at the first rung of its ladder, and all others in floating point."""
+        found = []
+        for i, ladder in enumerate(ladders):
+            self.ctx.progress(f"measuring what layer {i + 1} of {len(ladders)} loses")
+            alone: list[Choice] = ["float"] * len(ladders)
+            alone[i] = ladder[0]
+            found.append(max(self.drop(alone, settings), 0.0))
+        return found
 
     def compiled(self, choices: list[Choice], settings: Settings) -> Callable[[], object]:
         """A function that runs the graph with ``choices`` on the first sample."""

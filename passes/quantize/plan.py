@@ -75,6 +75,7 @@ class Knowledge:
         channels: statistics of what layers multiply.
         histograms: of the values that have ranges.
         errors: the predicted squared error of each layer in integers, relative to the square of its result.
+        drops: what is lost with each layer alone in integers, where that has been measured.
         blocks: weights in blocks, by the number of the layer, for those that have been needed.
         shapes: of what layers multiply, in the last sample.
         slower: layers that are not faster in integers, by number, with how many times as fast they are.
@@ -87,6 +88,7 @@ class Knowledge:
     channels: dict[Value, ChannelStatistics] = field(default_factory=dict)
     histograms: dict[Value, Histogram] = field(default_factory=dict)
     errors: list[float] = field(default_factory=list)
+    drops: list[float] = field(default_factory=list)
     blocks: dict[int, Rounded] = field(default_factory=dict)
     shapes: dict[Value, tuple[int, ...]] = field(default_factory=dict)
     slower: dict[int, float] = field(default_factory=dict)
@@ -97,7 +99,7 @@ def learn(graph: Graph, layers: Sequence[Layer], settings: Settings, ctx: Contex
     """Run ``graph`` on the samples as far as needed, choose ranges, and quantize the weights.
 
     Raises:
-        RequestError: there are no samples where they are needed, or a value cannot be calibrated.
+        RequestError: there are no samples where they are needed, a value cannot be calibrated, or a weight is not finite.
     """
     needs = settings.activations == "static" or settings.rounding.method in NEEDS_GRAM
     if needs and ctx.samples is None:
@@ -109,9 +111,17 @@ def learn(graph: Graph, layers: Sequence[Layer], settings: Settings, ctx: Contex
     knowledge.rounded = _rounded(graph, layers, settings, knowledge, ctx)
     knowledge.errors = [_predicted(i, knowledge, settings) for i in range(len(layers))]
     if settings.tables:
-        tables = (node.given(0).const for node in tables_of(graph, settings.target.tables))
-        knowledge.tables = [grid_for(t.numpy().astype(np.float32, copy=False), _TABLE) for t in tables if t is not None]
+        knowledge.tables = [_table_grid(node) for node in tables_of(graph, settings.target.tables)]
     return knowledge
+
+
+def _table_grid(node: Node) -> Grid:
+    table = node.given(0).const
+    assert table is not None
+    try:
+        return grid_for(table.numpy().astype(np.float32, copy=False), _TABLE)
+    except ValueError as error:
+        raise RequestError(f"{node.name or node.op}: {error}") from error
 
 
 def _calibrate(graph: Graph, knowledge: Knowledge, settings: Settings, ctx: Context) -> None:
@@ -122,7 +132,9 @@ def _calibrate(graph: Graph, knowledge: Knowledge, settings: Settings, ctx: Cont
     }
     if settings.activations == "static":
         placement = place(graph, own, settings.target)
-        for value in placement.readers:  # also those of another's range: with fewer layers in integers, they need theirs
+        for (
+            value
+        ) in placement.readers:  # those of another's range, too: with fewer layers in integers, they need theirs
             wanted.setdefault(value, []).append(Histogram())
     found: Mapping[Value, Sequence[Any]] = wanted
     if settings.saved and Path(settings.saved).exists():
@@ -351,6 +363,8 @@ def _correct_bias(layer: Layer, rounded: Rounded) -> None:
     bias = node.operand(position)
     if bias is None or bias.const is None or bias.shape != rounded.shift.shape:
         return
-    array = bias.const.numpy()
-    corrected = constant((array - rounded.shift).astype(array.dtype), bias.dtype, bias.name)
+    array, factor = bias.const.numpy(), float(node.attrs.get("beta", 1.0))  # of a Gemm
+    if not factor:
+        return
+    corrected = constant((array - rounded.shift / factor).astype(array.dtype), bias.dtype, bias.name)
     edit.set_operand(node, position, corrected)

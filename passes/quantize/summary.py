@@ -29,9 +29,11 @@ def rows(choices: Sequence[Choice], knowledge: Knowledge, settings: Settings) ->
     """The facts about every layer, in order.
 
     ``sqnr`` is the predicted ratio of signal to quantization noise of the layer's result in decibels, ``share`` the
-    part of the predicted errors of all layers that is its, both as if it were in integers; ``kernel`` what it runs as.
+    part of the predicted errors of all layers that is its (of the measured drops, if there are any), both as if it were
+    in integers; ``drop`` what is lost with this layer alone in integers, if measured; ``kernel`` what it runs as.
     """
-    total = sum(knowledge.errors) or 1.0
+    weights = knowledge.drops or knowledge.errors
+    total = sum(weights) or 1.0
     found = []
     for i, (layer, choice, error) in enumerate(zip(knowledge.layers, choices, knowledge.errors, strict=True)):
         weight, x = layer.node.given(1), layer.node.given(0)
@@ -50,7 +52,8 @@ def rows(choices: Sequence[Choice], knowledge: Knowledge, settings: Settings) ->
                 "low": low,
                 "high": high,
                 "sqnr": -10 * math.log10(error) if error > 0 else None,
-                "share": error / total,
+                "share": weights[i] / total,
+                "drop": knowledge.drops[i] if knowledge.drops else None,
                 "kernel": kernel,
             }
         )

@@ -19,7 +19,7 @@ from ..ir import DType, Graph, LazyTensor, Node, Tensor, Value, constant, edit, 
 from ..ir.builder import make_node
 from ..ir.quantization import FAKE_QUANTIZE, format_of, is_fake_quantize
 from .ort_target import defines
-from .quantization import Codes, dequantized, encoded_constant
+from .quantization import Codes, dequantized, encoded_constant, shifted
 
 __all__ = ["adapt_quantized"]
 
@@ -50,10 +50,13 @@ class _Product(NamedTuple):
     end: Node
 
 
+_Quantized = dict[tuple[Node, bool], tuple[Value, ...]]  # by the FakeQuantize, and whether the codes must be unsigned
+
+
 def adapt_quantized(graph: Graph) -> None:
     """Rewrite products and lookups on quantized constants in place; what remains is left to the standard's form."""
     known: dict[tuple[object, ...], Value] = {}
-    quantized: dict[Node, tuple[Value, ...]] = {}
+    quantized: _Quantized = {}
     for node in [n for n in graph.walk() if n.op in ("MatMul", "Gemm", "Gather")]:
         if node.op == "Gather":
             _lookup(node, known)
@@ -65,7 +68,7 @@ def adapt_quantized(graph: Graph) -> None:
             _in_blocks(product)
         elif product.left is not None:
             _integers(product, quantized)
-    for node in [n for n in graph.walk() if n.op == "MatMul"]:
+    for node in [n for n in graph.walk() if n.op in ("MatMul", "Gemm")]:
         _keep_apart(node)
 
 
@@ -131,7 +134,7 @@ def _with_bias(node: Node, weight: Value) -> tuple[Node, Value | None]:
 # rewriting
 
 
-def _integers(product: _Product, quantized: dict[Node, tuple[Value, ...]]) -> None:
+def _integers(product: _Product, quantized: _Quantized) -> None:
     """A product of eight-bit integers whose result is a floating-point number."""
     weight, left = product.weight, product.left
     assert left is not None
@@ -146,28 +149,35 @@ def _integers(product: _Product, quantized: dict[Node, tuple[Value, ...]]) -> No
     if left.attrs.get("block_size") if scale is None else not _is_step(scale):
         return
     bias = product.bias
-    if scale is None and len(left.result.users) == 1 and defines(_DYNAMIC):
+    operands: tuple[Value | None, ...]
+    key = left, scale is not None and form.is_signed and not weight.codes.dtype.is_signed  # no kernel takes both
+    zero_point = left.operand(2)
+    if key[1] and zero_point is not None and zero_point.const is None:
+        return
+    if scale is None and key not in quantized and len(left.result.users) == 1 and defines(_DYNAMIC):
         operands = (product.x, weight.codes, weight.scale, weight.zero_point, bias)
         _replace(product.end, make_node(_DYNAMIC, operands, {}, 1))
     elif defines(_PRODUCT):
-        if left not in quantized:
-            quantized[left] = _quantized(product.x, left)
-        codes, step, zero = quantized[left]
+        if key not in quantized:
+            quantized[key] = _quantized(product.x, *key)
+        codes, step, zero = quantized[key]
         operands = (codes, weight.codes, step, weight.scale, zero, weight.zero_point, bias)
         _replace(product.end, make_node(_PRODUCT, operands, {}, 1))
 
 
 def _is_step(scale: Value) -> bool:
-    return scale.const is not None and scale.const.size == 1 and scale.dtype is DType.FLOAT
+    return scale.const is not None and scale.const.shape in ((), (1,)) and scale.dtype is DType.FLOAT
 
 
-def _quantized(x: Value, node: Node) -> tuple[Value, ...]:
+def _quantized(x: Value, node: Node, unsigned: bool) -> tuple[Value, ...]:
     """Codes, scale and zero point of ``x``, computed where ``node`` stands."""
     scale, zero_point = node.operand(1), node.operand(2)
     if scale is None:
         results = make_node("DynamicQuantizeLinear", (x,), {}, 3).results
     else:
-        zero = zero_point or constant(np.zeros((), format_of(node).storage.numpy), format_of(node).storage)
+        form = format_of(node)
+        zero = shifted(zero_point, scale, form) if unsigned else zero_point
+        zero = zero or constant(np.zeros((), form.storage.numpy), form.storage)
         results = (op.QuantizeLinear(x, scale, zero), scale, zero)
     edit.insert_floating([results[0]], node)
     return tuple(results)
@@ -217,14 +227,16 @@ def _is_in_rows(left: Node, block_size: int) -> bool:
 
 def _keep_apart(node: Node) -> None:
     """Keep ONNX Runtime 1.31 from choosing an integer kernel for a product whose scales no such kernel has."""
-    if not all(map(is_fake_quantize, node.operands)) or node.result.dtype is not DType.FLOAT:
+    factors = node.operands[:2]
+    if not all(map(is_fake_quantize, factors)) or node.result.dtype is not DType.FLOAT:
         return
-    for i, operand in enumerate(node.operands):
+    columns = 0 if node.attrs.get("transB") else 1
+    for i, operand in enumerate(factors):
         assert operand is not None and operand.producer is not None
         scale, attrs = operand.producer.operand(1), operand.producer.attrs
         if scale is None or (scale.shape is not None and all(d == 1 for d in scale.shape)):
             continue
-        if i and scale.rank == 1 and operand.rank == 2 and attrs.get("axis", 1) % 2:
+        if i and scale.rank == 1 and operand.rank == 2 and attrs.get("axis", 1) % 2 == columns:
             continue
         apart = op.Max(operand, constant(DType.FLOAT.lowest, DType.FLOAT))
         edit.insert_floating([apart], node)

@@ -16,7 +16,7 @@ from ..ir.builder import make_node
 from ..ir.quantization import FAKE_QUANTIZE, Format, format_of, parse_format, quantize
 from ..ir.tensor import ArrayTensor
 
-__all__ = ["Codes", "dequantized", "encode", "encoded_constant"]
+__all__ = ["Codes", "dequantized", "encode", "encoded_constant", "shifted"]
 
 _EAGER = 1 << 20  # elements: codes of larger constants are computed when they are wanted
 _SHIFT = 128  # between the codes of int8 and uint8
@@ -85,7 +85,7 @@ def _encoded(node: Node, activation: str, known: dict[tuple[object, ...], Value]
         scale, zero_point, attrs = _flat(scale), zero_point and _flat(zero_point), {}
     fixed = zero_point.const is not None if zero_point is not None else _sizes(scale) is not None
     if form.name in _OTHER and activation not in ("", form.name) and fixed:
-        zero_point, form = _shifted(zero_point, scale, form), parse_format(_OTHER[form.name])
+        zero_point, form = shifted(zero_point, scale, form), parse_format(_OTHER[form.name])
     dtype = x.dtype if x.dtype in _COMPUTED and x.dtype is scale.dtype else DType.FLOAT
     number, scale = _cast(x, dtype), _cast(scale, dtype)
     is_narrow, known_zero = form.bits < form.storage.bits, zero_point is None or zero_point.const is not None
@@ -134,6 +134,9 @@ def dequantized(codes: Codes, dtype: DType | None = None) -> Value:
         scale, zero_point = _flat(scale), zero_point and _flat(zero_point)
     elif codes.block_size:
         attrs["block_size"] = codes.block_size
+    if zero_point is None and not attrs and scale.const is not None and codes.codes.dtype in _CLIPPED:
+        storage = codes.codes.dtype  # ONNX Runtime 1.31 makes no QGemm of a Gemm without a zero point
+        zero_point = constant(np.zeros(scale.const.shape, storage.numpy), storage)
     if scale.rank:
         attrs["axis"] = codes.axis
     return _cast(make_node("DequantizeLinear", (codes.codes, scale, zero_point), attrs).result, dtype)
@@ -169,7 +172,7 @@ def _codes_of(tensors: tuple[Tensor, ...], form: Format, axis: int, block_size: 
     return Value(tensor.type, x.name, const=tensor)
 
 
-def _shifted(zero_point: Value | None, scale: Value, form: Format) -> Value:
+def shifted(zero_point: Value | None, scale: Value, form: Format) -> Value:
     """The zero point for the other of the two eight-bit types."""
     shift = _SHIFT if form.is_signed else -_SHIFT
     known = None if zero_point is None or zero_point.const is None else zero_point.const.numpy()

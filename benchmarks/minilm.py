@@ -12,7 +12,7 @@ import importlib
 import inspect
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,16 +74,17 @@ def load_encoder() -> SentenceEncoder:
     return SentenceEncoder(bert).eval().requires_grad_(False)
 
 
-def sentences() -> list[str]:
+def sentences(modules: Sequence[str] = MODULES) -> list[str]:
     """First paragraphs of docstrings of the standard library's functions and classes, shortest first."""
 
     def paragraphs() -> Iterator[str]:
-        for name in MODULES:
+        for name in modules:
             module = importlib.import_module(name)
             for member in sorted(n for n in vars(module) if not n.startswith("_")):
                 value = getattr(module, member)
-                if (inspect.isfunction(value) or inspect.isclass(value)) and value.__doc__:
-                    yield " ".join(inspect.cleandoc(value.__doc__).split("\n\n")[0].split())
+                text = value.__doc__ if inspect.isfunction(value) or inspect.isclass(value) else None
+                if isinstance(text, str) and text:  # some classes have a descriptor there
+                    yield " ".join(inspect.cleandoc(text).split("\n\n")[0].split())
 
     return sorted(dict.fromkeys(paragraphs()), key=lambda text: (len(text), text))
 

@@ -38,7 +38,7 @@ class Awq(Pass):
         skip: patterns of layers to leave alone.
 
     Raises:
-        RequestError: there are no samples, or a pattern matches nothing.
+        RequestError: there are no samples, a pattern matches nothing, or a weight is not finite.
     """
 
     numerics = Within(rtol=1e-4)
@@ -65,6 +65,9 @@ class Awq(Pass):
             collect(graph, statistics, ctx.samples, ctx.runner)
             for x, (channels, gram) in statistics.items():
                 weight = np.concatenate([layer.matrix() for layer in sites[x]])
-                scales, _, _ = awq_scales(weight, channels.mean_abs, gram.matrix, fit)
+                try:
+                    scales, _, _ = awq_scales(weight, channels.mean_abs, gram.matrix, fit)
+                except ValueError as error:
+                    raise RequestError(f"{sites[x][0].name}: {error}") from error
                 if not np.allclose(scales, scales[0]):
                     ctx.note(f"scaled in {rescale(x, sites[x], scales, fold_for(x, sites[x]))}")

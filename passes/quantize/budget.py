@@ -18,7 +18,7 @@ import numpy as np
 from ...ir import DType, Graph, Value
 from ...ir.clone import clone_graph
 from ..base import Context, RequestError
-from .plan import Choice, Knowledge, Settings, apply, choose_ranges, translated
+from .plan import Choice, Knowledge, Settings, apply, choose_ranges, predict, translated
 
 __all__ = ["Trial", "disagreement", "within_budget"]
 
@@ -118,6 +118,7 @@ class Trial:
             found[method] = self.drop(choices, tried)
         best = replace(settings, calibration=min(found, key=lambda method: found[method]))
         choose_ranges(self.knowledge, best)
+        predict(self.knowledge, best)
         return best
 
     def _outputs(self, graph: Graph) -> list[dict[str, Any]]:

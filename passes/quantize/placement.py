@@ -123,8 +123,9 @@ def _drawn_in(graph: Graph, layers: set[Node], quantized: set[Value], target: Ta
     for node in graph.nodes:
         if node in layers or node.op not in target.computes | target.moves:
             continue
-        floats = [o for o in node.operands if o is not None and o.dtype.is_floating]
-        if not floats or not all(o in available for o in floats):
+        operands = node.operands[:1] if node.op == "Resize" else node.operands  # its scales are no elements
+        floats = [o for o in operands if o is not None and o.dtype.is_floating]
+        if not floats or not all(o in available for o in floats) or node.attrs.get("mode") == "cubic":
             continue
         found.append(node)
         available.update(node.results)

@@ -23,7 +23,7 @@ from .summaries import ChannelStatistics, ConvGram, GramMatrix, Shape
 from .targets import Target
 from .weights.grids import Grid, grid_for
 
-__all__ = ["Choice", "Knowledge", "Settings", "apply", "choose_ranges", "learn", "translated"]
+__all__ = ["Choice", "Knowledge", "Settings", "apply", "choose_ranges", "learn", "predict", "translated"]
 
 Array = np.ndarray[Any, Any]
 Choice = Literal["integers", "blocks", "weights", "float"]
@@ -99,7 +99,7 @@ def learn(graph: Graph, layers: Sequence[Layer], settings: Settings, ctx: Contex
     """Run ``graph`` on the samples as far as needed, choose ranges, and quantize the weights.
 
     Raises:
-        RequestError: there are no samples where they are needed, a value cannot be calibrated, or a weight is not finite.
+        RequestError: samples are needed and there are none, a value cannot be calibrated, or a weight is not finite.
     """
     needs = settings.activations == "static" or settings.rounding.method in NEEDS_GRAM
     if needs and ctx.samples is None:
@@ -109,7 +109,7 @@ def learn(graph: Graph, layers: Sequence[Layer], settings: Settings, ctx: Contex
         _calibrate(graph, knowledge, settings, ctx)
     choose_ranges(knowledge, settings)
     knowledge.rounded = _rounded(graph, layers, settings, knowledge, ctx)
-    knowledge.errors = [_predicted(i, knowledge, settings) for i in range(len(layers))]
+    predict(knowledge, settings)
     if settings.tables:
         knowledge.tables = [_table_grid(node) for node in tables_of(graph, settings.target.tables)]
     return knowledge
@@ -132,9 +132,7 @@ def _calibrate(graph: Graph, knowledge: Knowledge, settings: Settings, ctx: Cont
     }
     if settings.activations == "static":
         placement = place(graph, own, settings.target)
-        for (
-            value
-        ) in placement.readers:  # those of another's range, too: with fewer layers in integers, they need theirs
+        for value in placement.readers:  # of those with another's range, too: with fewer integers they need theirs
             wanted.setdefault(value, []).append(Histogram())
     found: Mapping[Value, Sequence[Any]] = wanted
     if settings.saved and Path(settings.saved).exists():
@@ -165,6 +163,11 @@ def choose_ranges(knowledge: Knowledge, settings: Settings) -> None:
     for value, histogram in knowledge.histograms.items():
         low, high = choose(histogram, format=form, symmetric=symmetric)
         knowledge.ranges[value] = parameters(low, high, form, symmetric)
+
+
+def predict(knowledge: Knowledge, settings: Settings) -> None:
+    """Predict the errors of all layers, for the ranges that are chosen."""
+    knowledge.errors = [_predicted(i, knowledge, settings) for i in range(len(knowledge.layers))]
 
 
 def _rounded(

@@ -63,7 +63,7 @@ def fold_for(x: Value, layers: Sequence[Layer]) -> Fold | None:
     node = x.producer
     if any(user not in nodes for user in x.users) or node is None:
         return None
-    if node.op == "Attention" and len(node.results) == 1 and _heads_are_alike(node):
+    if node.op == "Attention" and len(node.results) == 1 and node.operand(5) is None and _heads_are_alike(node):
         value = node.given(2)
         return _folding_linear(value) if value.users == (node,) and node.operands.count(value) == 1 else None
     if node.op in _SCALED and len([r for r in node.results if r.users]) == 1 and node.attrs.get("axis", -1) == -1:
@@ -79,13 +79,18 @@ def _folding_linear(x: Value) -> Fold | None:
     if node.op == "Add":
         for i in (0, 1):
             product, bias = node.given(1 - i).producer, node.given(i)
-            if product is not None and product.op == "MatMul" and bias.const is not None and bias.rank == 1:
+            if product is not None and _is_matrix_product(product) and bias.const is not None and bias.rank == 1:
                 alone = product.result.users == (node,) and _with_constants(product, (1,))
                 return (node, (i,)) if alone and _with_constants(node, (i,)) else None
         return None
     if node.op == "Gemm" and not node.attrs.get("transB"):
         return _with_constants(node, (1, 2))
-    return _with_constants(node, (1,)) if node.op == "MatMul" else None
+    return _with_constants(node, (1,)) if _is_matrix_product(node) else None
+
+
+def _is_matrix_product(node: Node) -> bool:
+    """Whether the last dimension of the right factor is that of the result."""
+    return node.op == "MatMul" and (node.given(1).rank or 0) > 1
 
 
 def _with_constants(node: Node, positions: tuple[int, ...]) -> Fold | None:

@@ -84,6 +84,8 @@ def optimize(
     Raises:
         PlanishError: the model, the pipeline, the data or an expectation is unusable.
     """
+    if metric is not None and data is None:
+        raise PlanishError("a metric needs the data that it judges: give data")
     parsed = parse_pipeline(pipeline)
     expected = [expectations.parse(e) for e in expect]
     graph = load(model)
@@ -128,12 +130,11 @@ def made_up_samples(graph: Graph, target: str) -> Callable[[], Sequence[Sample]]
     made: list[Sample] = []
 
     def samples() -> Sequence[Sample]:
-        from planish.backends.base import backend
         from planish.comparison import samples_for
         from planish.data import synthesize_more
 
         if not made:
-            first, _, _ = samples_for(graph, backend(target).compile(graph), None, 1)
+            first, _, _ = samples_for(graph, runner_factory(target)().compile(graph), None, 1)
             made.extend(synthesize_more(graph, first[0], _MADE_UP))
         return made
 
@@ -225,7 +226,7 @@ class _Job:
             self.target,
             samples=self.inputs,
             metric=self.metric,
-            speedup=_speedup if self.times else None,
+            stopwatch=_seconds if self.times else None,
             progress=self.progress,
         )
 
@@ -395,11 +396,12 @@ def _metric(metric: Metric | str | None) -> Metric | None:
     return checked
 
 
-def _speedup(first: Callable[[], object], second: Callable[[], object]) -> float:
-    """How many times faster ``second`` is, from a short measurement."""
+def _seconds(first: Callable[[], object], second: Callable[[], object]) -> tuple[float, float]:
+    """The seconds per run of both, from a short measurement."""
     from planish.measure import measure_pair
 
-    return measure_pair(first, second, 0.05).speedup
+    found = measure_pair(first, second, 0.05)
+    return found.speedup * found.after.median, found.after.median
 
 
 def _clone(graph: Graph) -> Graph:

@@ -75,12 +75,14 @@ class Report:
     @property
     def ok(self) -> bool:
         """Whether every expectation holds and nothing is known to be wrong."""
-        return self.verification.verdict != "failed" and all(e.holds for e in self.expectations)
+        missed = any(r.missed for r in self.passes)
+        return self.verification.verdict != "failed" and not missed and all(e.holds for e in self.expectations)
 
     @property
     def failure(self) -> str:
         """What makes it not ok, in one line."""
         missed = [str(e) for e in self.expectations if not e.holds]
+        missed += [f"{r.name}: {r.missed}" for r in self.passes if r.missed]
         if self.verification.verdict == "failed":
             missed.insert(0, f"the result is wrong: {self.verification.note or self.verification}")
         return "; ".join(missed)

@@ -108,6 +108,8 @@ class _Weights:
         file = self.files.get(tensor.file) if isinstance(tensor, FileTensor) and self.folder else None
         if file is not None and isinstance(tensor, FileTensor) and tensor.offset * 8 % tensor.dtype.bits == 0:
             return os.path.relpath(file, self.folder).replace(os.sep, "/"), tensor.offset, tensor.length
+        if self.folder and tensor.dtype.bits < 8:  # packed ones it takes from memory only where nothing is in files
+            return None
         self.arrays.append(tensor)
         return f"#{len(self.arrays) - 1}", 0, tensor.nbytes
 

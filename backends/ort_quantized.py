@@ -18,6 +18,7 @@ import numpy as np
 from ..ir import DType, Graph, LazyTensor, Node, Tensor, Value, constant, edit, op
 from ..ir.builder import make_node
 from ..ir.quantization import FAKE_QUANTIZE, format_of, is_fake_quantize
+from ..passes.quantize.targets import target_for
 from .ort_target import defines
 from .quantization import Codes, dequantized, encoded_constant, shifted
 
@@ -69,6 +70,7 @@ def adapt_quantized(graph: Graph) -> None:
         elif product.left is not None:
             _integers(product, quantized)
     for node in [n for n in graph.walk() if n.op in ("MatMul", "Gemm")]:
+        _widened(node, known)
         _keep_apart(node)
 
 
@@ -223,6 +225,39 @@ def _is_in_rows(left: Node, block_size: int) -> bool:
     attrs, rank = left.attrs, left.result.rank
     dynamic = left.operand(1) is None and format_of(left).name == "int8" and attrs.get("block_size") == block_size
     return dynamic and attrs.get("axis", 1) in (-1, None if rank is None else rank - 1)
+
+
+def _widened(node: Node, known: dict[tuple[object, ...], Value]) -> None:
+    """A weight whose left factor is no integer, in plain arithmetic: it is computed once, when the model is loaded.
+
+    Behind a DequantizeLinear, ONNX Runtime 1.31 would make the product a MatMulNBits, which is many times slower than
+    the product of floating-point numbers, and less exact.
+    """
+    weight = node.operand(1)
+    if weight is None or not is_fake_quantize(weight) or _holds_integers(node.given(0)) or weight.rank != 2:
+        return
+    assert weight.producer is not None
+    codes = encoded_constant(weight.producer, known)
+    if codes is None or codes.block_size or codes.codes.dtype not in _EIGHT:
+        return
+    shape = constant([-1, 1] if codes.axis % 2 == 0 else [1, -1], DType.INT64)
+    number, zero = op.Cast(codes.codes, to=codes.scale.dtype), codes.zero_point
+    if zero is not None and zero.const is not None and zero.const.numpy().any():
+        number = op.Sub(number, op.Reshape(op.Cast(zero, to=codes.scale.dtype), shape))
+    number = op.Mul(number, op.Reshape(codes.scale, shape))
+    number = number if number.dtype is weight.dtype else op.Cast(number, to=weight.dtype)
+    for new in edit.insert_floating([number], node):
+        new.name = node.name and f"{node.name}/{new.op}"
+    edit.set_operand(node, 1, number)
+    edit.erase_dead([weight.producer])
+
+
+def _holds_integers(value: Value) -> bool:
+    """Whether a value is quantized, or moved from one that is."""
+    moves = target_for("onnxruntime").moves
+    while not is_fake_quantize(value) and value.producer is not None and value.producer.op in moves:
+        value = value.producer.given(0)
+    return is_fake_quantize(value)
 
 
 def _keep_apart(node: Node) -> None:

@@ -132,6 +132,7 @@ class PassResult:
         disabled: rules that were disabled because a rewrite of theirs broke a promise, with what it broke.
         table: what else there is to report, one dictionary of facts per row.
         notes: what the reader must know besides, one line each.
+        missed: what was asked of the pass and could not be reached, or "".
     """
 
     name: str
@@ -142,6 +143,7 @@ class PassResult:
     disabled: dict[str, str] = field(default_factory=dict)
     table: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    missed: str = ""
 
 
 @dataclass
@@ -157,7 +159,7 @@ class Context:
         samples: makes the sample inputs that passes may look at, as often as they are needed; None if there are none.
         metric: the quality of outputs for these samples, in their order, the higher the better; None to compare the
             outputs with those of the original.
-        speedup: measures how many times faster the second of two functions is; None if nothing may be measured.
+        stopwatch: the seconds that each of two functions takes, measured side by side; None if nothing may be measured.
         progress: is told what is going on.
         limit: how many more rewrites the current pass may make; None for no limit (see `planish.passes.bisect`).
     """
@@ -169,7 +171,7 @@ class Context:
     results: list[PassResult] = field(default_factory=list)
     samples: Callable[[], Iterable[Arrays]] | None = None
     metric: Callable[[list[dict[str, Any]]], float] | None = None
-    speedup: Callable[[Callable[[], object], Callable[[], object]], float] | None = None
+    stopwatch: Callable[[Callable[[], object], Callable[[], object]], tuple[float, float]] | None = None
     progress: Callable[[str], None] = lambda message: None
     limit: int | None = None
     last: Replacement | None = None

@@ -127,6 +127,8 @@ class Quantize(Pass):
                 ctx.note("evaluations of the model", trial.evaluations)
             if lost is not None:
                 ctx.results[-1].notes.append(f"quantization loses {lost:.2g} of the metric; allowed {self.max_drop:g}")
+                if lost > (self.max_drop or 0):
+                    ctx.results[-1].missed = f"{lost:.2g} of the metric is lost, not {self.max_drop:g} at most"
 
     def layers(self, graph: Graph, target: Target) -> list[Layer]:
         """The layers to quantize.
@@ -140,6 +142,8 @@ class Quantize(Pass):
         found = [layer for layer in layers_of(graph) if layer.node.op in kinds]
         if self.activations == "static":
             found = [layer for layer in found if layer.node.graph is graph]
+        if not kinds:
+            raise RequestError(f"{self.activations} activations are not known for {target.name}")
         if not found:
             raise RequestError(f"nothing to quantize: no {', '.join(sorted(kinds))} with a constant weight")
         return select(found, self.only, self.skip)

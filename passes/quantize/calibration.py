@@ -46,8 +46,8 @@ class Calibration:
     the values are called in it.
 
     Attributes:
-        fingerprint: a hash of the graph's interface, operators and their attributes and operands, and the types of its
-            constants; not of their elements.
+        fingerprint: a hash of the graph's interface, operators and their attributes and operands, and of the types and
+            a few elements of its constants.
         samples: the number of samples.
         statistics: what was kept, by the name of the value.
     """
@@ -186,7 +186,11 @@ def _names(graph: Graph) -> dict[Value, str]:
 
 
 def _fingerprint(graph: Graph) -> str:
-    return hashlib.sha256(graph_text(graph, limit=0).encode()).hexdigest()
+    found = hashlib.sha256(graph_text(graph, limit=0).encode())
+    for value in graph.constants():
+        if value.const is not None and value.dtype is not DType.STRING:
+            found.update(value.const.sample())
+    return found.hexdigest()
 
 
 def _to_dict(statistic: Statistic, name: str) -> dict[str, Any]:

@@ -93,7 +93,11 @@ class Smooth(Pass):
         return scales, error / plain if plain else 1.0
 
     def _candidates(self, x: ChannelStatistics, weight: Array) -> Iterator[Array]:
-        largest = np.maximum(x.max_abs, _LEAST * max(float(x.max_abs.max()), _LEAST))
+        seen = x.max_abs[x.max_abs > 0]
+        least = _LEAST * max(float(x.max_abs.max()), _LEAST)
+        if self.alpha is None and seen.size:  # only outliers are scaled: what was hardly seen may be larger next time
+            least = float(np.median(seen))
+        largest = np.maximum(x.max_abs, least)
         rows = np.abs(weight).max(axis=0)
         rows = np.maximum(rows, _LEAST * max(float(rows.max()), _LEAST))
         for alpha in _ALPHAS if self.alpha is None else (self.alpha,):

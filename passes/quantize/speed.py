@@ -8,6 +8,7 @@ the whole model decides, with the layer one way and the other.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +25,7 @@ from .rounding import fake_quantized
 __all__ = ["slower_layers"]
 
 Array = np.ndarray[Any, Any]
-_SUSPICIOUS = 1.0  # as fast as this in integers, or less
+Run = Callable[[], object]
 _REPEATS = 4  # measurements of the whole model, of which the least gain counts
 _GAIN = 1.02  # how many times as fast the whole model must be with a layer in floating point
 _MOST = 8  # layers that are tried in the whole model, the slowest first
@@ -36,25 +37,41 @@ def slower_layers(trial: Trial, settings: Settings, ctx: Context) -> dict[int, f
 
     Nothing is measured where the context may not.
     """
-    if ctx.speedup is None:
+    if ctx.stopwatch is None:
         return {}
+    suspects = _suspects(trial.knowledge, settings, ctx)
     found: dict[int, float] = {}
-    suspects = sorted(_suspects(trial.knowledge, settings, ctx).items(), key=lambda item: item[1])[:_MOST]
+    if not suspects:
+        return found
     choices: list[Choice] = ["integers"] * len(trial.knowledge.layers)
-    current = trial.compiled(choices, settings) if suspects else None
-    for i, _ in suspects:
+    current = trial.compiled(choices, settings)
+    whole = ctx.stopwatch(current, current)[0]
+    for i in sorted(suspects, key=lambda i: -suspects[i])[:_MOST]:
+        if suspects[i] < (_GAIN - 1) * whole:  # not even if all that it loses alone were gained
+            break
         other = list(choices)
         other[i] = "weights"
         changed = trial.compiled(other, settings)
-        assert current is not None
-        gain = min(ctx.speedup(current, changed) for _ in range(_REPEATS))
+        gain = _gain(current, changed, ctx)
         if gain > _GAIN:
             choices, current, found[i] = other, changed, 1 / gain
     return found
 
 
+def _gain(current: Run, changed: Run, ctx: Context) -> float:
+    """How many times as fast ``changed`` is: the least of several measurements, or the first that is too little."""
+    least = float("inf")
+    for _ in range(_REPEATS):
+        assert ctx.stopwatch is not None
+        before, after = ctx.stopwatch(current, changed)
+        least = min(least, before / max(after, 1e-12))
+        if least <= _GAIN:
+            break
+    return least
+
+
 def _suspects(knowledge: Knowledge, settings: Settings, ctx: Context) -> dict[int, float]:
-    """Layers that are not faster in integers when they run alone, with how many times as fast they are.
+    """Layers that are not faster in integers when they run alone, with the seconds that each of them loses.
 
     Layers of the same operator, attributes and shapes are measured once.
     """
@@ -67,13 +84,17 @@ def _suspects(knowledge: Knowledge, settings: Settings, ctx: Context) -> dict[in
         key = (layer.node.op, tuple(layer.node.attrs.items()), shape, layer.weight.const.shape)
         if key not in measured:
             ctx.progress(f"measuring {layer.name}")
-            measured[key] = _speedup(i, shape, knowledge, settings, ctx)
-        if measured[key] < _SUSPICIOUS:
+            plain, integers = _seconds(i, shape, knowledge, settings, ctx)
+            measured[key] = integers - plain
+        if measured[key] > 0:
             found[i] = measured[key]
     return found
 
 
-def _speedup(i: int, shape: tuple[int, ...], knowledge: Knowledge, settings: Settings, ctx: Context) -> float:
+def _seconds(
+    i: int, shape: tuple[int, ...], knowledge: Knowledge, settings: Settings, ctx: Context
+) -> tuple[float, float]:
+    """The seconds that layer ``i`` takes alone, in floating point and in integers."""
     weight = knowledge.layers[i].weight
     layer = replace(
         knowledge.layers[i], weight=Value(weight.type, weight.name, const=weight.const)
@@ -92,8 +113,8 @@ def _speedup(i: int, shape: tuple[int, ...], knowledge: Knowledge, settings: Set
             _graph(layer, layer.x.dtype, shape, lambda x: _product(layer, x, quantized, static))
         )
         codes = numbers
-    assert ctx.speedup is not None
-    return ctx.speedup(lambda: plain({"x": numbers}), lambda: integers({"x": codes}))
+    assert ctx.stopwatch is not None
+    return ctx.stopwatch(lambda: plain({"x": numbers}), lambda: integers({"x": codes}))
 
 
 def _graph(layer: Layer, dtype: DType, shape: tuple[int, ...], build: Any) -> Graph:

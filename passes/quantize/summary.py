@@ -41,6 +41,10 @@ def rows(choices: Sequence[Choice], knowledge: Knowledge, settings: Settings) ->
         kernel = _KERNELS[choice]
         if settings.activations == "float" and choice == "weights":
             kernel = "float: only weights are quantized"
+        elif choice == "integers" and knowledge.rounded[i].grid.format.storage.bits != 8:
+            kernel = f"float: no integer kernel for {knowledge.rounded[i].grid.format} weights"
+        elif choice == "integers" and knowledge.rounded[i].grid.block_size:
+            kernel = "float: no integer kernel for weights in blocks and activations per tensor"
         elif i in knowledge.slower:
             kernel = f"float: the model is slower with it in integers ({knowledge.slower[i]:.2f}x)"
         found.append(

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from ..base import RequestError
+
 __all__ = ["Target", "target_for"]
 
 _MOVES = frozenset(
@@ -93,10 +95,10 @@ def target_for(name: str) -> Target:
     """The facts about the target called ``name``; a variant that is not listed counts as the plain one.
 
     Raises:
-        LookupError: nothing is known about it.
+        RequestError: nothing is known about it.
     """
     family = name.partition(":")[0]
     for key in (name, family, _ALIASES.get(family, "")):
         if key in _TARGETS:
             return _TARGETS[key]
-    raise LookupError(f"nothing is known of quantization for {name!r}: there are {', '.join(_TARGETS)}")
+    raise RequestError(f"nothing is known of quantization for {name!r}: there are {', '.join(_TARGETS)}")

@@ -162,11 +162,15 @@ def test_a_metric_may_be_named_and_may_fail(cli, path, tmp_path):
         "def broken(outputs):\n    return outputs[0]['nothing']\n"
         "def words(outputs):\n    return 'good'\n"
     )
-    report = optimize(str(path), "quantize{max_drop=0}", metric=f"{tmp_path}/mod.py:constant", measure=False).report
+    np.savez(tmp_path / "data.npz", **samples(1)[0])
+    metric = f"{tmp_path}/mod.py:constant"
+    report = optimize(str(path), "quantize{max_drop=0}", data=samples(), metric=metric, measure=False).report
     assert {row["kernel"] for row in report.layers} == {"int8"}
     for name, message in (("broken", "KeyError"), ("words", "ValueError"), ("lacking", "lacking")):
+        metric = f"{tmp_path}/mod.py:{name}"
         outcome = cli(
-            "optimize", path, "-o", tmp_path / "out.onnx", "-p", "int8", "--metric", f"{tmp_path}/mod.py:{name}"
+            *("optimize", path, "-o", tmp_path / "out.onnx", "-p", "int8"),
+            *("--data", tmp_path / "data.npz", "--metric", metric),
         )
         assert outcome.code == 2
         assert message in outcome.err
@@ -176,12 +180,12 @@ def test_a_metric_may_be_named_and_may_fail(cli, path, tmp_path):
 def test_without_measuring_no_layer_is_measured(tiny, monkeypatch):
     asked = []
 
-    def speedup(first, second):
+    def stopwatch(first, second):
         first(), second()
         asked.append(1)
-        return 2.0
+        return 2.0, 1.0
 
-    monkeypatch.setattr(optimizer, "_speedup", speedup)
+    monkeypatch.setattr(optimizer, "_seconds", stopwatch)
     optimize(network(tiny), "int8", data=samples(), measure=False)
     assert asked == []
 

@@ -56,12 +56,12 @@ class Machine:
 
         return timed
 
-    def speedup(self, first, second):
+    def stopwatch(self, first, second):
         self.measured += 1
         first()
         before = self.took
         second()
-        return before / self.took * self.noise()
+        return before * self.noise(), self.took
 
 
 def depthwise_is_slow(node, alone):
@@ -70,7 +70,7 @@ def depthwise_is_slow(node, alone):
 
 def quantized(lab, graph, machine, options="calibration=minmax", **more):
     data = lab.samples(graph)
-    context = {"runner_factory": lambda: machine, "speedup": machine.speedup}
+    context = {"runner_factory": lambda: machine, "stopwatch": machine.stopwatch}
     return lab.quantized(graph, options, data, **{**context, **more})
 
 
@@ -108,7 +108,7 @@ def test_what_is_learned_of_a_graph_leaves_no_trace_in_it(lab):
     before, counts = str(graph), uses(graph)
     machine = Machine(lambda node, alone: 3.0)
     data = lab.samples(graph)
-    ctx = Context(lambda: machine, samples=lambda: data, speedup=machine.speedup)
+    ctx = Context(lambda: machine, samples=lambda: data, stopwatch=machine.stopwatch)
     chosen = Quantize(calibration="minmax").settings(target_for("onnxruntime"))
     trial = Trial(graph, learn(graph, layers_of(graph), chosen, ctx), ctx)
     found = slower_layers(trial, chosen, ctx)
@@ -122,7 +122,7 @@ def test_what_is_learned_of_a_graph_leaves_no_trace_in_it(lab):
 def test_nothing_is_measured_where_nothing_may(lab):
     graph = lab.convnet()
     machine = Machine(depthwise_is_slow)
-    result, record = quantized(lab, graph, machine, speedup=None)
+    result, record = quantized(lab, graph, machine, stopwatch=None)
     assert (machine.alone, machine.measured) == ([], 0)
     assert layers_in_integers(result) == [True] * 5
     assert {row["kernel"] for row in record.table} == {"int8"}

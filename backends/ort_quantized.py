@@ -30,6 +30,7 @@ _IN_BLOCKS = "com.microsoft.MatMulNBits"
 _BLOCKS = (16, 32, 64, 128, 256)  # block sizes of MatMulNBits
 _PACKED_BITS = (2, 4, 8)
 _EIGHT = (DType.INT8, DType.UINT8)
+_NARROW = (DType.INT4, DType.UINT4, DType.INT2, DType.UINT2)
 _INT8_LEVEL = 4  # of MatMulNBits: the left factor becomes int8 in blocks of its rows
 
 
@@ -238,7 +239,7 @@ def _widened(node: Node, known: dict[tuple[object, ...], Value]) -> None:
         return
     assert weight.producer is not None
     codes = encoded_constant(weight.producer, known)
-    if codes is None or codes.block_size or codes.codes.dtype not in _EIGHT:
+    if codes is None or codes.block_size or codes.codes.dtype not in (*_EIGHT, *_NARROW):
         return
     shape = constant([-1, 1] if codes.axis % 2 == 0 else [1, -1], DType.INT64)
     number, zero = op.Cast(codes.codes, to=codes.scale.dtype), codes.zero_point

@@ -129,6 +129,6 @@ def _insert_division(x: Value, layers: Sequence[Layer], scales: Array) -> None:
     first = min((layer.node for layer in layers), key=lambda node: node.order)
     smoothed = op.Mul(x, constant((1 / scales).astype(x.dtype.numpy), x.dtype))
     for node in edit.insert_floating([smoothed], first):
-        node.name, node.metadata = f"{first.name}/scale", first.metadata
+        node.name = first.name and f"{first.name}/scale"
     for layer in layers:
         edit.set_operand(layer.node, 0, smoothed)

@@ -334,3 +334,32 @@ def test_quantizing_twice_changes_nothing_more(tiny, tmp_path, path):
     optimize(str(path), "int8", data=data, measure=False).save(tmp_path / "once.onnx")
     with pytest.raises(planish.PlanishError, match="nothing to quantize"):
         optimize(str(tmp_path / "once.onnx"), "default,quantize", data=data, measure=False)
+
+
+def test_a_budget_that_cannot_be_kept_is_exit_code_1(cli, path, tmp_path):
+    (tmp_path / "mod.py").write_text("def worse(outputs, calls=[]):\n    calls.append(1)\n    return -len(calls)\n")
+    np.savez(tmp_path / "data.npz", **samples(1)[0])
+    outcome = cli(
+        *("optimize", path, "-o", tmp_path / "out.onnx", "-p", "quantize{max_drop=0.001}", "--no-measure"),
+        *("--data", tmp_path / "data.npz", "--metric", f"{tmp_path}/mod.py:worse"),
+    )
+    assert outcome.code == 1
+    assert "of the metric is lost, not 0.001 at most" in outcome.err
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_a_metric_needs_data(path):
+    with pytest.raises(planish.PlanishError, match="a metric needs the data"):
+        optimize(str(path), "int8", metric=lambda outputs: 1.0)
+
+
+def test_saved_calibrations_of_other_weights_are_refused(tiny, tmp_path):
+    """What ``smooth`` makes of other data are other weights: ranges that were saved before do not hold for them."""
+    saved = f"quantize{{saved='{tmp_path / 'ranges.json'}'}}"
+    graph = network(tiny)
+    optimize(graph, saved, data=samples(), measure=False)
+    optimize(graph, saved, data=samples(seed=1), measure=False)
+    weight = next(n for n in graph.nodes if n.op == "MatMul").given(1)
+    weight.const = constant(weight.const.numpy() * np.float32(1.5)).const
+    with pytest.raises(planish.PlanishError, match="of another graph"):
+        optimize(graph, saved, data=samples(), measure=False)

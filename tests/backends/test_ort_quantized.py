@@ -457,3 +457,40 @@ def test_a_table_that_is_a_weight_too_is_used_as_integers_twice() -> None:
     found = lowered(graph)
     assert (found[DYNAMIC], found["Mul"], found["DequantizeLinear"]) == (1, 1, 0)
     check(graph, x=np.array([3, 0, 299, -1, 7]))
+
+
+def per_column(weight: Array, format: str = "int8") -> Value:
+    scale = (np.abs(weight).max(axis=0) / parse_format(format).high).astype(np.float32)
+    return FakeQuantize(constant(weight), constant(scale), format=format, axis=1)
+
+
+def test_a_weight_alone_is_decoded_once_and_multiplied_as_it_is(tmp_path: Path) -> None:
+    graph = model(lambda x: op.MatMul(x, per_column(numbers(K, N))))
+    assert lowered(graph) == {"Cast": 1, "Reshape": 1, "Mul": 1, "MatMul": 1}
+    check(graph)
+    save_for(graph, tmp_path / "out.onnx", ORT, external=False)
+    optimized = tmp_path / "optimized.onnx"
+    ORT.load(tmp_path / "out.onnx", optimized_path=optimized)
+    assert [n.op_type for n in onnx.load(optimized).graph.node] == ["MatMul"]  # all else is done when it is loaded
+
+
+def test_a_weight_behind_moved_integers_stays_an_integer() -> None:
+    def make(x: Value) -> Value:
+        codes = FakeQuantize(x, constant(np.float32(0.05)), constant(np.uint8(128)), format="uint8")
+        return op.MatMul(op.Reshape(codes, constant([-1, K], DType.INT64)), per_column(numbers(K, N)))
+
+    assert "Cast" not in lowered(model(make, X[3]))
+
+
+def test_four_bits_in_memory_beside_weights_in_files(tmp_path: Path) -> None:
+    big = model(lambda x: op.MatMul(op.MatMul(x, constant(numbers(K, 64))), constant(numbers(64, N))))
+    planish.save(big, tmp_path / "in.onnx", external=True)
+    graph = planish.load(tmp_path / "in.onnx")
+    first, second = [n for n in graph.nodes if n.op == "MatMul"]
+    weight = second.given(1)
+    scale = constant(np.float32(0.5))
+    quantized = FakeQuantize(weight, scale, format="int4")
+    edit.insert_floating([quantized], second)
+    edit.set_operand(second, 1, quantized)
+    assert type(first.given(1).const).__name__ == "FileTensor"
+    check(graph, rtol=1e-5)

@@ -7,6 +7,7 @@ documentation (TensorRT 10 and 11; XLA).
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass, replace
 
 from ..base import RequestError
@@ -88,11 +89,12 @@ _TARGETS = {
         Target("xla", dynamic=frozenset({"MatMul", "Gemm"}), tables=frozenset({"Gather"})),
     )
 }
-_ALIASES = {"onnxruntime": "onnxruntime:x64", "reference": "onnxruntime:x64", "tpu": "xla"}
+_HERE = "onnxruntime:arm64" if platform.machine().lower() in ("arm64", "aarch64") else "onnxruntime:x64"
+_ALIASES = {"onnxruntime": _HERE, "reference": _HERE, "tpu": "xla"}
 
 
 def target_for(name: str) -> Target:
-    """The facts about the target called ``name``; a variant that is not listed counts as the plain one.
+    """The facts about the target called ``name``; without a variant, ONNX Runtime is the one for this processor.
 
     Raises:
         RequestError: nothing is known about it.

@@ -7,33 +7,21 @@ from typing import Any
 import numpy as np
 
 from ....ir.quantization import Format, fake_quantize
+from ..ranges import parameters
 
-__all__ = ["SHRINKS", "best_shrink", "parameters"]
+__all__ = ["SHRINKS", "best_shrink", "scales_of"]
 
 Array = np.ndarray[Any, Any]
 
 SHRINKS = np.linspace(1.0, 0.3, 71)  # the parts of a range that are tried; the whole first, so that it wins ties
 _COARSE = 5  # every so many of them are tried at first
 _CHUNK = 1 << 18  # elements that are rounded at once
-_SMALLEST = float(np.finfo(np.float32).tiny)  # scales below it lose precision, or are 0
 
 
-def parameters(low: Array, high: Array, format: Format, symmetric: bool) -> tuple[Array, Array | None]:
-    """Scales (float32) and zero points (None if symmetric) for the ranges from ``low`` to ``high``.
-
-    Args:
-        low: float64, not above 0.
-        high: float64, not below 0.
-        format: what the codes are.
-        symmetric: whether the larger of ``-low`` and ``high`` gets the code ``format.high``, and 0 the code 0; else
-            ``low`` and ``high`` get the lowest and the highest code, up to rounding.
-    """
-    step = np.maximum(-low, high) / format.high if symmetric else (high - low) / (format.high - format.low)
-    scale = np.where(step > 0, np.maximum(step, _SMALLEST), 1).astype(np.float32)
-    if symmetric:
-        return scale, None
-    zero = np.clip(np.rint(format.low - low / scale), format.low, format.high)
-    return scale, zero.astype(np.int32).astype(format.storage.numpy)
+def scales_of(low: Array, high: Array, format: Format, symmetric: bool) -> tuple[Array, Array | None]:
+    """Scales (float32) and zero points for the ranges from ``low`` to ``high``; None for zero points if symmetric."""
+    scale, zero = parameters(low, high, format, symmetric)
+    return scale, None if symmetric else zero
 
 
 def best_shrink(
@@ -48,7 +36,7 @@ def best_shrink(
         low: ``[groups]``; or ``[1]``, one range for all.
         high: of the same shape.
         format: what the codes are.
-        symmetric: as in `parameters`.
+        symmetric: as in `scales_of`.
         importance: ``[n, size]``, what the squared error of each element counts in group i, at row i modulo n.
 
     Returns:
@@ -61,7 +49,7 @@ def best_shrink(
         for step in steps:  # first from the whole range on, then around the best of these
             index = np.clip(middles + step, 0, last)
             shrink = SHRINKS[index]
-            scale, zero = parameters(low * shrink, high * shrink, format, symmetric)
+            scale, zero = scales_of(low * shrink, high * shrink, format, symmetric)
             errors = _squared_errors(groups, scale, zero, format, importance)
             errors = errors if len(errors) == len(low) else errors.sum(keepdims=True)
             better = errors < least

@@ -15,7 +15,7 @@ import numpy as np
 
 from ....ir.quantization import Format, dequantize, quantize
 from ....ir.types import DType
-from .clipping import best_shrink, parameters
+from .clipping import best_shrink, scales_of
 
 __all__ = [
     "Fit",
@@ -119,7 +119,7 @@ def grid_for(
         counts = None if importance is None else groups_of(_checked_importance(importance, weight), granularity)
         shrink = best_shrink(groups, low, high, format, symmetric, counts)
         low, high = low * shrink, high * shrink
-    scale, zero = parameters(low, high, format, symmetric)
+    scale, zero = scales_of(low, high, format, symmetric)
     if granularity == "tensor":
         return Grid(scale.reshape(()), None if zero is None else zero.reshape(()), format)
     if granularity == "row":

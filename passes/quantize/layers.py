@@ -91,12 +91,17 @@ def _layers(nodes: Iterable[Node]) -> Iterator[Layer]:
 
 
 def tables_of(graph: Graph, ops: Iterable[str]) -> list[Node]:
-    """The nodes of operators ``ops`` that pick rows of a constant matrix of floating-point numbers, in order."""
+    """The nodes of operators ``ops`` that pick rows of a constant matrix of floating-point numbers, in order.
+
+    Matrices that something else reads, too, such as the last layer of a language model, are left out.
+    """
     found = []
     for node in graph.walk():
         if node.op in ops and node.attrs.get("axis", 0) == 0:
             table = node.given(0)
-            if table.const is not None and table.rank == 2 and table.dtype in _FLOATS and table.const.size >= _LARGE:
+            if table.const is None or table.rank != 2 or table.dtype not in _FLOATS or table.const.size < _LARGE:
+                continue
+            if all(user.op in ops and user.given(0) is table for user in table.users):  # or it would be there twice
                 found.append(node)
     return found
 

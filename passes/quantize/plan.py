@@ -258,9 +258,7 @@ def apply(graph: Graph, choices: Sequence[Choice], knowledge: Knowledge, setting
             _saturate(quantizer, settings)
     elif settings.activations == "dynamic":
         _dynamic(integers, {"format": "uint8"})
-    for node, grid in zip(tables_of(graph, settings.target.tables), knowledge.tables, strict=False):
-        _insert([rows := _FakeQuantize(node.given(0), constant(grid.scale), format=_TABLE.name, axis=0)], node)
-        edit.set_operand(node, 0, rows)
+    _quantize_tables(graph, knowledge, settings)
     in_blocks = [layer for layer, choice in chosen.items() if choice == "blocks"]
     _dynamic(in_blocks, {"format": "int8", "axis": -1, "block_size": _BLOCK})
     for i, layer in enumerate(knowledge.layers):
@@ -272,6 +270,17 @@ def apply(graph: Graph, choices: Sequence[Choice], knowledge: Knowledge, setting
             _correct_bias(layer, rounded)
         edit.set_operand(layer.node, 1, fake)
     return placement
+
+
+def _quantize_tables(graph: Graph, knowledge: Knowledge, settings: Settings) -> None:
+    """Let lookups read rows of quantized tables; a table that several read is quantized once."""
+    done: dict[Value, Value] = {}
+    for node, grid in zip(tables_of(graph, settings.target.tables), knowledge.tables, strict=False):
+        table = node.given(0)
+        if table not in done or not edit.dominates(done[table], node):
+            done[table] = _FakeQuantize(table, constant(grid.scale), format=_TABLE.name, axis=0)
+            _insert([done[table]], node)
+        edit.set_operand(node, 0, done[table])
 
 
 def _in_blocks(i: int, knowledge: Knowledge, settings: Settings) -> Rounded:

@@ -85,7 +85,7 @@ def html(report: Report, title: str) -> str:
 def _layers(report: Report) -> str:
     rows = layer_rows(report.layers)
     head = "<h2>Layers</h2><p>The largest share of the predicted loss first.</p>"
-    return head + _table(rows, frozenset({4, 5, 6}), LAYER_HEAD) if rows else ""
+    return head + _table(rows, frozenset({4, 5, 6, 7}), LAYER_HEAD) if rows else ""
 
 
 def write_report(report: Report, path: str | Path, title: str) -> None:

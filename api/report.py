@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LAYER_HEAD", "Report", "Verification", "count", "layer_rows", "layer_table", "table"]
 
-LAYER_HEAD = ("layer", "operator", "weight", "activation", "range", "SQNR", "of loss", "runs as")
+LAYER_HEAD = ("layer", "operator", "weight", "activation", "range", "SQNR", "of loss", "alone, ms", "runs as")
 _LAYERS = 10  # in the text; the web page and JSON have all
 
 
@@ -231,6 +231,7 @@ def layer_rows(layers: Sequence[dict[str, Any]], limit: int | None = None) -> li
             "" if row["low"] is None else f"{row['low']:.3g} to {row['high']:.3g}",
             "" if row["sqnr"] is None else f"{row['sqnr']:.1f} dB",
             f"{row['share']:.1%}",
+            "" if row["seconds"] is None else " -> ".join(f"{1e3 * s:.2g}" for s in row["seconds"]),
             row["kernel"],
         )
         for row in sorted(layers, key=lambda row: -row["share"])[:limit]
@@ -242,7 +243,7 @@ def layer_table(layers: Sequence[dict[str, Any]], limit: int | None) -> str:
     if not layers:
         return ""
     rows = layer_rows(layers, limit)
-    text = table([LAYER_HEAD, *rows], "llllrrrl")
+    text = table([LAYER_HEAD, *rows], "llllrrrrl")
     return text + (f"\n… and {len(layers) - len(rows)} layers more" if len(layers) > len(rows) else "")
 
 

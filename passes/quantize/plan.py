@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -78,6 +78,7 @@ class Knowledge:
         drops: what is lost with each layer alone in integers, where that has been measured.
         blocks: weights in blocks, by the number of the layer, for those that have been needed.
         shapes: of what layers multiply, in the last sample.
+        seconds: what a layer takes alone, in floating point and in integers, by its number, where that was measured.
         slower: layers that are not faster in integers, by number, with how many times as fast they are.
         tables: the grids of the tables that rows are picked from, one for each of `tables_of`.
     """
@@ -91,6 +92,7 @@ class Knowledge:
     drops: list[float] = field(default_factory=list)
     blocks: dict[int, Rounded] = field(default_factory=dict)
     shapes: dict[Value, tuple[int, ...]] = field(default_factory=dict)
+    seconds: dict[int, tuple[float, float]] = field(default_factory=dict)
     slower: dict[int, float] = field(default_factory=dict)
     tables: list[Grid] = field(default_factory=list)
 
@@ -124,6 +126,11 @@ def _table_grid(node: Node) -> Grid:
         raise RequestError(f"{node.name or node.op}: {error}") from error
 
 
+def _tell(ctx: Context) -> Callable[[int, int | None], None]:
+    """What tells how far calibration is."""
+    return lambda done, total: ctx.progress(f"calibrating: {done} runs" + (f" of {total}" if total else ""))
+
+
 def _calibrate(graph: Graph, knowledge: Knowledge, settings: Settings, ctx: Context) -> None:
     """Collect statistics, or read those that were saved."""
     own = [layer for layer in knowledge.layers if layer.node.graph is graph]
@@ -143,7 +150,7 @@ def _calibrate(graph: Graph, knowledge: Knowledge, settings: Settings, ctx: Cont
             )
     elif ctx.samples is not None:
         ctx.progress("calibrating")
-        calibration = collect(graph, wanted, ctx.samples, ctx.runner)
+        calibration = collect(graph, wanted, ctx.samples, ctx.runner, progress=_tell(ctx))
         if settings.saved:
             calibration.save(settings.saved)
     for value, statistics in found.items():

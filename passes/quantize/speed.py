@@ -75,7 +75,7 @@ def _suspects(knowledge: Knowledge, settings: Settings, ctx: Context) -> dict[in
 
     Layers of the same operator, attributes and shapes are measured once.
     """
-    measured: dict[object, float] = {}
+    measured: dict[object, tuple[float, float]] = {}
     found: dict[int, float] = {}
     for i, layer in enumerate(knowledge.layers):
         shape = knowledge.shapes.get(layer.x)
@@ -84,10 +84,10 @@ def _suspects(knowledge: Knowledge, settings: Settings, ctx: Context) -> dict[in
         key = (layer.node.op, tuple(layer.node.attrs.items()), shape, layer.weight.const.shape)
         if key not in measured:
             ctx.progress(f"measuring {layer.name}")
-            plain, integers = _seconds(i, shape, knowledge, settings, ctx)
-            measured[key] = integers - plain
-        if measured[key] > 0:
-            found[i] = measured[key]
+            measured[key] = _seconds(i, shape, knowledge, settings, ctx)
+        plain, integers = knowledge.seconds[i] = measured[key]
+        if integers > plain:
+            found[i] = integers - plain
     return found
 
 

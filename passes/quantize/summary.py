@@ -30,7 +30,8 @@ def rows(choices: Sequence[Choice], knowledge: Knowledge, settings: Settings) ->
 
     ``sqnr`` is the predicted ratio of signal to quantization noise of the layer's result in decibels, ``share`` the
     part of the predicted errors of all layers that is its (of the measured drops, if there are any), both as if it were
-    in integers; ``drop`` what is lost with this layer alone in integers, if measured; ``kernel`` what it runs as.
+    in integers; ``drop`` what is lost with this layer alone in integers, and ``seconds`` what it takes alone in
+    floating point and in integers, if measured; ``kernel`` what it runs as.
     """
     weights = knowledge.drops or knowledge.errors
     total = sum(weights) or 1.0
@@ -58,6 +59,7 @@ def rows(choices: Sequence[Choice], knowledge: Knowledge, settings: Settings) ->
                 "sqnr": -10 * math.log10(error) if error > 0 else None,
                 "share": weights[i] / total,
                 "drop": knowledge.drops[i] if knowledge.drops else None,
+                "seconds": list(knowledge.seconds[i]) if i in knowledge.seconds else None,
                 "kernel": kernel,
             }
         )

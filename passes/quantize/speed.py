@@ -96,9 +96,8 @@ def _seconds(
 ) -> tuple[float, float]:
     """The seconds that layer ``i`` takes alone, in floating point and in integers."""
     weight = knowledge.layers[i].weight
-    layer = replace(
-        knowledge.layers[i], weight=Value(weight.type, weight.name, const=weight.const)
-    )  # of no other graph
+    own = Value(weight.type, weight.name, const=weight.const)  # a constant of this graph, and of no other
+    layer = replace(knowledge.layers[i], weight=own)
     rng = np.random.default_rng(0)
     numbers = rng.standard_normal(shape, np.float32).astype(layer.x.dtype.numpy)
     plain = ctx.runner.compile(_graph(layer, layer.x.dtype, shape, lambda x: _layer(layer, x, layer.weight)))

@@ -692,12 +692,12 @@ def test_dynamic_models(build: Any, options: dict[str, Any], pipeline: str, tmp_
     assert_raised(onnx.load(tmp_path / "q.onnx"), pipeline, 1e-2)
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
+BLOCKS = [(2, QuantFormat.QOperator), (4, QuantFormat.QOperator), (8, QuantFormat.QOperator), (4, QuantFormat.QDQ)]
+
+
+@pytest.mark.parametrize(("bits", "spelling"), BLOCKS)  # all that the quantizer writes
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("spelling", [QuantFormat.QOperator, QuantFormat.QDQ])
-def test_weights_in_blocks(bits: int, symmetric: bool, spelling: QuantFormat) -> None:
-    if spelling is QuantFormat.QDQ and bits != 4:
-        return  # the quantizer does not write these
+def test_weights_in_blocks(bits: int, spelling: QuantFormat, symmetric: bool) -> None:
     quantizer = MatMulNBitsQuantizer(
         products(), bits=bits, block_size=16, is_symmetric=symmetric, quant_format=spelling
     )

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from planish.explanation import bisect, explain, reduce
     from planish.ir import Graph, op
     from planish.ir.errors import PlanishError
+    from planish.jax_function import to_jax
     from planish.models import load, save
     from planish.optimizer import Result, optimize
     from planish.passes import Context, Pass, Pipeline, RewritePass, require, rule, within
@@ -24,6 +25,7 @@ _WHERE = {
     "planish.explanation": ("bisect", "explain", "reduce"),
     "planish.ir": ("Graph", "op"),
     "planish.ir.errors": ("PlanishError",),
+    "planish.jax_function": ("to_jax",),
     "planish.models": ("load", "save"),
     "planish.optimizer": ("Result", "optimize"),
     "planish.passes": ("Context", "Pass", "Pipeline", "RewritePass", "require", "rule", "within"),
@@ -54,6 +56,7 @@ __all__ = [
     "require",
     "rule",
     "save",
+    "to_jax",
     "within",
 ]
 __version__: str

@@ -10,14 +10,14 @@ import numpy as np
 
 from planish.ir import Graph
 from planish.ir.errors import PlanishError
-from planish.models import load
+from planish.models import is_own_kind, load
 
 if TYPE_CHECKING:
     from planish.backends.base import Backend, Executable
     from planish.data import Data, Sample
     from planish.models import Model
 
-__all__ = ["Differences", "OutputDifference", "compare", "compile_model", "samples_for"]
+__all__ = ["Differences", "OutputDifference", "compare", "compile_any", "compile_model", "samples_for"]
 
 _MAX_SAMPLES = 16
 
@@ -71,6 +71,15 @@ def compile_model(model: Model, graph: Graph, engine: Backend, **options: Any) -
     return engine.compile(graph, **options)
 
 
+def compile_any(model: Model, engine: Backend) -> tuple[Executable, list[str]]:
+    """A model, or a file of the engine's own kind, and the names of the inputs that it needs."""
+    if is_own_kind(model, engine):
+        program = engine.load(model)
+        return program, [name for name, _ in program.inputs]
+    graph = load(model)
+    return compile_model(model, graph, engine), [v.name for v in graph.inputs if v.default is None]
+
+
 def samples_for(
     graph: Graph, program: Executable, data: Data | None, limit: int
 ) -> tuple[list[Sample], list[dict[str, Any]], str]:
@@ -106,7 +115,7 @@ def compare(first: Model, second: Model, data: Data | None = None, *, target: st
 
     Args:
         first: the reference; see `planish.load`.
-        second: what is compared with it.
+        second: what is compared with it: such a model, or a file of the backend's own kind.
         data: sample inputs; None synthesizes some.
         target: the backend that runs both.
 
@@ -116,13 +125,13 @@ def compare(first: Model, second: Model, data: Data | None = None, *, target: st
     from planish.backends.base import backend
 
     engine = backend(target)
-    graphs = [load(first), load(second)]
-    names = [[v.name for v in g.inputs if v.default is None] for g in graphs]
-    if sorted(names[0]) != sorted(names[1]):
-        raise PlanishError(f"the inputs differ: {', '.join(names[0])} and {', '.join(names[1])}")
-    programs = [compile_model(m, g, engine) for m, g in zip((first, second), graphs, strict=True)]
-    samples, expected, source = samples_for(graphs[0], programs[0], data, _MAX_SAMPLES)
-    return Differences(differences(expected, [programs[1](s) for s in samples]), len(samples), source)
+    graph = load(first)
+    names = [v.name for v in graph.inputs if v.default is None]
+    program, others = compile_any(second, engine)
+    if sorted(names) != sorted(others):
+        raise PlanishError(f"the inputs differ: {', '.join(names)} and {', '.join(others)}")
+    samples, expected, source = samples_for(graph, compile_model(first, graph, engine), data, _MAX_SAMPLES)
+    return Differences(differences(expected, [program(s) for s in samples]), len(samples), source)
 
 
 def differences(expected: Sequence[Mapping[str, Any]], actual: Sequence[Mapping[str, Any]]) -> list[OutputDifference]:

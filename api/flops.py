@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import ast
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 
 from planish.ir import Dim, Graph, Node, TensorType, Value
+from planish.ir.dims import substitute
 from planish.ir.quantization import FAKE_QUANTIZE, format_of
 
 __all__ = ["Size", "bind_dim", "flops_of", "size_of"]
 
 Sizes = Mapping[str, int]
-_ANONYMOUS = re.compile(r"\?~?\d+")
 
 
 @dataclass(frozen=True)
@@ -87,52 +85,10 @@ def _stored(value: Value) -> int:
 
 def bind_dim(dim: Dim, sizes: Sizes) -> int:
     """``dim`` as a number: its symbols are looked up in ``sizes``; 1 where missing."""
-    if isinstance(dim, int):
-        return dim
-    total = 0
-    for atoms, coefficient in dim.terms.items():
-        total += coefficient * prod(_bind_atom(atom, sizes) for atom in atoms)
-    return total
-
-
-def _bind_atom(atom: str, sizes: Sizes) -> int:
-    found = sizes.get(atom)
-    if found is not None:
-        return found
-    if "(" not in atom:
-        return 1
     try:
-        return _evaluate(ast.parse(_ANONYMOUS.sub("1", atom), mode="eval").body, sizes)
-    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError):
+        return int(substitute(dim, lambda name: sizes.get(name, 1), sizes))
+    except ZeroDivisionError:
         return 1
-
-
-def _evaluate(node: ast.expr, sizes: Sizes) -> int:
-    match node:
-        case ast.Constant(value=int(value)):
-            return value
-        case ast.Name(id=name):
-            return sizes.get(name, 1)
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return -_evaluate(operand, sizes)
-        case ast.BinOp(left=left, op=operator, right=right) if type(operator) in _OPERATORS:
-            return _OPERATORS[type(operator)](_evaluate(left, sizes), _evaluate(right, sizes))
-        case ast.Call(func=ast.Name(id=name), args=[a, b]) if name in _FUNCTIONS:
-            return _FUNCTIONS[name](_evaluate(a, sizes), _evaluate(b, sizes))
-    raise ValueError("not arithmetic")
-
-
-_OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
-    ast.Add: lambda a, b: a + b,
-    ast.Sub: lambda a, b: a - b,
-    ast.Mult: lambda a, b: a * b,
-}
-_FUNCTIONS: dict[str, Callable[[int, int], int]] = {
-    "floordiv": lambda a, b: a // b,
-    "mod": lambda a, b: a % b,
-    "min": min,
-    "max": max,
-}
 
 
 def _shape(value: Value | None, sizes: Sizes) -> list[int]:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Comparison", "Latency", "measure", "measure_pair"]
+from planish.ir.errors import PlanishError
+
+__all__ = ["Comparison", "Latency", "estimate_pair", "measure", "measure_pair"]
 
 SECONDS = 4.0  # for the timed runs of one measurement; slow models may take some times more
 _ENOUGH, _MOST = 7, 60  # samples: no fewer unless that takes too long, no more
@@ -22,7 +24,7 @@ Run = Callable[[], object]
 
 @dataclass(frozen=True)
 class Latency:
-    """Seconds per run: the median, and the quartiles around it."""
+    """Seconds per run: the median, and the quartiles around it; without ``runs``, an estimate of the compiler's."""
 
     median: float
     low: float
@@ -30,6 +32,8 @@ class Latency:
     runs: int
 
     def __str__(self) -> str:
+        if not self.runs:
+            return f"{_milliseconds(self.median)} ms (estimated)"
         return f"{_milliseconds(self.median)} ms ({_milliseconds(self.low)} to {_milliseconds(self.high)})"
 
 
@@ -95,6 +99,17 @@ def measure(run: Run, seconds: float = SECONDS) -> Latency:
     """The latency of ``run``."""
     repeats = _repeats(run)
     return _latency([_sample(run, repeats) for _ in _rounds(seconds)])
+
+
+def estimate_pair(first: float | None, second: float | None) -> Comparison:
+    """Two estimates, in seconds, as a comparison without uncertainty.
+
+    Raises:
+        PlanishError: the target's compiler estimates nothing.
+    """
+    if not first or not second:
+        raise PlanishError("the target is not here to measure, and its compiler estimates nothing")
+    return Comparison(Latency(first, first, first, 0), Latency(second, second, second, 0), first / second, 0.0)
 
 
 def measure_pair(first: Run, second: Run, seconds: float = SECONDS) -> Comparison:

@@ -13,13 +13,11 @@ from planish.ir.errors import PlanishError
 if TYPE_CHECKING:
     import onnx
 
-    from planish.backends.base import Backend
-    from planish.backends.legalize import Support
-    from planish.ir import Node
+    from planish.backends.base import Backend, Written
 
     Model = str | Path | Graph | onnx.ModelProto | Any
 
-__all__ = ["load", "save", "save_for"]
+__all__ = ["is_own_kind", "load", "save", "save_for"]
 
 _ONNX = (".onnx", ".onnxtxt", ".onnxtext", ".ort", ".pb")
 _READERS = ".onnx, .pt2, or module.py:function"
@@ -117,43 +115,35 @@ def save(graph: Graph, path: str | Path, **options: Any) -> None:
     save_onnx(_standard(graph), path, **options)
 
 
-class _AnyRuntime:
-    """A target of `planish.backends.legalize.legalize` that reads everything: the model keeps its version if it can."""
+def save_for(graph: Graph, path: str | Path, engine: Backend | None, **options: Any) -> Written | None:
+    """Write ``graph`` for ``engine``, in the format that the suffix of ``path`` asks for.
 
-    name = "onnx"
-    ir_version = 1 << 30
+    Args:
+        graph: the graph.
+        path: the file: ``.onnx``, or one of the engine's own kinds.
+        engine: what is to run it; None: whatever reads the operator set of the original.
+        options: those of `save`, or of the engine's `planish.backends.base.Backend.write`.
 
-    @property
-    def opset(self) -> int:
-        from planish.ir.schema import canonical_opset
-
-        return canonical_opset()
-
-    def since(self, op: str, opset: int) -> int:
-        from planish.backends.revisions import revision_at
-
-        revision = revision_at(op, opset)
-        return 0 if revision is None else revision.since
-
-    def support(self, node: Node, since: int, opset: int) -> Support:
-        from planish.backends.legalize import Support
-
-        return Support.FULL
-
-
-def save_for(graph: Graph, path: str | Path, engine: Backend | None, **options: Any) -> None:
-    """Write ``graph`` as an ONNX file that ``engine`` reads; None: whatever reads the operator set of the original.
-
-    ``options`` are those of `save`.
+    Returns:
+        what there is to say about a file of the engine's own kind; None for an ONNX file.
 
     Raises:
         PlanishError: it cannot be written, or the engine cannot run it.
     """
-    from planish.backends.legalize import legalize
+    if engine is not None and is_own_kind(path, engine):
+        return engine.write(graph, path, **options)
+    from planish.backends.legalize import CanonicalTarget, legalize
 
     lowered, stamp = (graph, None) if engine is None else engine.lower_and_stamp(graph)
-    found = stamp or legalize(lowered, _AnyRuntime())
+    found = stamp or legalize(lowered, CanonicalTarget("onnx", lambda node: True))
     save(lowered, path, opset=found.opset, ir_version=found.ir_version, **options)
+    return None
+
+
+def is_own_kind(path: Any, engine: Backend) -> bool:
+    """Whether ``path`` is a file of the engine's own kind, and no ONNX file."""
+    suffix = Path(path).suffix.lower() if isinstance(path, str | Path) else ""
+    return suffix != ".onnx" and suffix in engine.suffixes
 
 
 def _standard(graph: Graph) -> Graph:

@@ -17,7 +17,7 @@ from planish.passes.base import RequestError
 from planish.report import Report, Verification
 
 if TYPE_CHECKING:
-    from planish.backends.base import Backend, Executable
+    from planish.backends.base import Backend, Executable, Written
     from planish.data import Data, Sample
     from planish.measure import Comparison
     from planish.models import Model
@@ -40,15 +40,15 @@ class Result:
     report: Report
     engine: Backend | None = None
 
-    def save(self, path: str | Path, **options: Any) -> None:
-        """Write the graph as an ONNX file that the target reads, completely or not at all.
+    def save(self, path: str | Path, **options: Any) -> Written | None:
+        """Write the graph for the target, completely or not at all.
 
-        ``options`` are those of `planish.backends.onnx_file.save`.
+        ``options`` are those of `planish.backends.onnx_file.save` for ``.onnx``, else of the target's ``write``.
 
         Raises:
             PlanishError: it cannot be written.
         """
-        save_for(self.graph, path, self.engine, **options)
+        return save_for(self.graph, path, self.engine, **options)
 
 
 def optimize(
@@ -169,6 +169,7 @@ class _Job:
         self.progress = progress
         self.metric = metric
         self.times = False  # whether passes may measure
+        self.is_remote = False  # whether the target is elsewhere
         self.made_up = False  # whether they were synthesized
         self.inputs: Callable[[], Iterable[Sample]] | None = None  # all samples, for passes that look at inputs
         self.samples: list[Sample] = []
@@ -204,6 +205,7 @@ class _Job:
         if mode != "off":
             _require_sound(self.original)
         engine = backend(self.target)
+        self.is_remote = engine.is_remote
         self.progress("running the original")
         first = self._run_original(model, engine, data)
         before = size_of(self.original, self.sizes)
@@ -226,7 +228,7 @@ class _Job:
             self.target,
             samples=self.inputs,
             metric=self.metric,
-            stopwatch=_seconds if self.times else None,
+            stopwatch=_seconds if self.times and not self.is_remote else None,
             progress=self.progress,
         )
 
@@ -349,10 +351,12 @@ class _Job:
         return kept, report
 
     def _measure(self, first: Executable, second: Executable) -> Comparison:
-        from planish.measure import measure_pair
+        from planish.measure import estimate_pair, measure_pair
 
         self.progress("measuring")
         sample = self.samples[0]
+        if self.is_remote:
+            return estimate_pair(first.estimate(sample), second.estimate(sample))
         found = measure_pair(lambda: first(sample), lambda: second(sample))
         return measure_pair(lambda: first(sample), lambda: second(sample), 8) if found.is_slower else found
 

@@ -73,7 +73,7 @@ def bench(
 
     Args:
         model: the (first) model.
-        other: the second.
+        other: the second, or a file of the backend's own kind.
         data: sample inputs, of which the first is used; None synthesizes one.
         target: the backend.
 
@@ -81,8 +81,8 @@ def bench(
         PlanishError: a model cannot be run.
     """
     from planish.backends.base import backend
-    from planish.comparison import compile_model, samples_for
-    from planish.measure import measure, measure_pair
+    from planish.comparison import compile_any, compile_model, samples_for
+    from planish.measure import estimate_pair, measure, measure_pair
 
     engine = backend(target)
     graph = load(model)
@@ -90,6 +90,10 @@ def bench(
     samples, _, _ = samples_for(graph, first, data, 1)
     sample: dict[str, Any] = samples[0]
     if other is None:
+        if engine.is_remote:
+            return estimate_pair(first.estimate(sample), first.estimate(sample)).before
         return measure(lambda: first(sample))
-    second = compile_model(other, load(other), engine)
+    second, _ = compile_any(other, engine)
+    if engine.is_remote:
+        return estimate_pair(first.estimate(sample), second.estimate(sample))
     return measure_pair(lambda: first(sample), lambda: second(sample))

@@ -12,6 +12,7 @@ import os
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import numpy as np
@@ -23,7 +24,17 @@ from ..ir.types import UNKNOWN, DType, SequenceType, TensorType, Type
 if TYPE_CHECKING:
     from .legalize import Stamp
 
-__all__ = ["Backend", "Executable", "LoweringError", "Problem", "backend", "backends", "import_or_explain", "type_of"]
+__all__ = [
+    "Backend",
+    "Executable",
+    "LoweringError",
+    "Problem",
+    "Written",
+    "backend",
+    "backends",
+    "import_or_explain",
+    "type_of",
+]
 
 GROUP = "planish.backends"
 
@@ -93,6 +104,18 @@ class Executable(ABC):
         """Facts about the result, ready for JSON."""
         return {}
 
+    def estimate(self, inputs: Mapping[str, Any]) -> float | None:
+        """Seconds per run for ``inputs``, as the target's compiler sees it, where the target is not here to measure."""
+        return None
+
+
+@dataclass(frozen=True)
+class Written:
+    """What `Backend.write` has written: ``facts``, ready for JSON, and ``text`` for people."""
+
+    facts: dict[str, Any]
+    text: str
+
 
 class Backend(ABC):
     """One way to run a graph. Every backend is also a runner for passes (`planish.passes.Runner`).
@@ -104,11 +127,15 @@ class Backend(ABC):
         name: the name of its module.
         extra: the extra of planish that installs what it needs, or "".
         pipeline: the passes that lower a graph for it, as text, or "".
+        suffixes: of the files that it writes.
+        is_remote: whether what it compiles here runs elsewhere, so that times of runs here mean nothing.
     """
 
     name: ClassVar[str]
     extra: ClassVar[str] = ""
     pipeline: ClassVar[str] = ""
+    suffixes: ClassVar[tuple[str, ...]] = (".onnx",)
+    is_remote: ClassVar[bool] = False
 
     def __init__(self, variant: str = ""):
         self.variant = variant
@@ -137,8 +164,16 @@ class Backend(ABC):
             PlanishError: it cannot be done; `LoweringError` lists the nodes at fault.
         """
 
+    def write(self, graph: Graph, path: str | os.PathLike[str], **options: Any) -> Written:
+        """Write what runs on the target, in a format of its own (one of `suffixes`), whole or not at all.
+
+        Raises:
+            PlanishError: it cannot be lowered or written.
+        """
+        raise PlanishError(f"{os.fspath(path)}: {self.name} writes {', '.join(self.suffixes)}")
+
     def load(self, path: str | os.PathLike[str], **options: Any) -> Executable:
-        """What `Executable.save` wrote."""
+        """What `write` or `Executable.save` wrote."""
         raise PlanishError(f"cannot load {os.fspath(path)}: what {self.name} compiles cannot be saved")
 
     def run(self, graph: Graph, inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,18 +6,19 @@ node for which there is none is replaced by the body of the function that define
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import IntEnum
 from typing import Any, NamedTuple, Protocol
 
 from ..ir.edit import set_attr
 from ..ir.graph import Graph, Node
 from ..ir.opsets import OLDEST, least_ir_version
+from ..ir.schema import canonical_opset
 from .base import LoweringError, Problem
 from .functions import decompose
 from .revisions import kind_of, oldest_opset, revision_at, revisions
 
-__all__ = ["Stamp", "Support", "Target", "legalize"]
+__all__ = ["CanonicalTarget", "Stamp", "Support", "Target", "legalize"]
 
 MAX_DEPTH = 8  # of functions within functions
 
@@ -52,6 +53,35 @@ class Target(Protocol):
     def support(self, node: Node, since: int, opset: int) -> Support:
         """How it implements that definition of the operator of ``node`` (both 0: of another operator set)."""
         ...
+
+
+class CanonicalTarget:
+    """A target that reads the newest version of the operators.
+
+    Args:
+        name: for messages.
+        implements: whether it implements a node.
+    """
+
+    ir_version = 1 << 30
+
+    def __init__(self, name: str, implements: Callable[[Node], bool]):
+        self.name = name
+        self._implements = implements
+
+    @property
+    def opset(self) -> int:
+        """The newest version of the standard operators."""
+        return canonical_opset()
+
+    def since(self, op: str, opset: int) -> int:
+        """The version of the definition of ``op`` in version ``opset``."""
+        revision = revision_at(op, opset)
+        return 0 if revision is None else revision.since
+
+    def support(self, node: Node, since: int, opset: int) -> Support:
+        """Whether it has an implementation."""
+        return Support.FULL if self._implements(node) else Support.NONE
 
 
 class Stamp(NamedTuple):

@@ -28,6 +28,7 @@ from ..ir.errors import PlanishError
 from ..ir.graph import Graph, Node, Value
 from ..ir.tensor import DataFile, FileTensor, LazyTensor, Tensor, TensorError
 from ..ir.types import DType
+from .files import Files
 
 __all__ = ["save"]
 
@@ -75,7 +76,7 @@ def save(
     """
     path = Path(path)
     try:
-        with _Files(path) as files, Transaction(graph) as unfolded:
+        with Files(path) as files, Transaction(graph) as unfolded:
             if weights != "copy":
                 _unfold(graph)
             plan = _Plan(graph, files, external, weights)
@@ -118,7 +119,7 @@ class _Plan:
         data_name: of the data file, or "".
     """
 
-    def __init__(self, graph: Graph, files: _Files, external: bool | Literal["auto"], weights: str):
+    def __init__(self, graph: Graph, files: Files, external: bool | Literal["auto"], weights: str):
         self.files = files
         self.jobs: list[tuple[Tensor, int]] = []
         self.size = 0
@@ -362,84 +363,3 @@ class _Budget:
 
 
 # files that appear together
-
-
-class _Files:
-    """New files of one folder: written under temporary names, then renamed together.
-
-    Leaving without `commit` removes them.
-    """
-
-    def __init__(self, model: Path):
-        self.model = model
-        self.folder = model.parent
-        self.token = os.urandom(4).hex()
-        self.temporary: dict[str, Path] = {}  # by the name to be
-        self.descriptors: list[int] = []
-
-    def __enter__(self) -> _Files:
-        if self.model.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._close()
-        for path in self.temporary.values():
-            path.unlink(missing_ok=True)
-
-    def _close(self) -> None:
-        while self.descriptors:
-            os.close(self.descriptors.pop())
-
-    def _temporary(self, name: str) -> Path:
-        path = self.folder / f".{name}.{self.token}.tmp"
-        self.temporary[name] = path
-        return path
-
-    def create(self, name: str) -> int:
-        """A descriptor of a new file that `commit` will call ``name``."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-        descriptor = os.open(self._temporary(name), flags, 0o666)
-        self.descriptors.append(descriptor)
-        return descriptor
-
-    def link(self, source: Path, name: str) -> bool:
-        """Make ``name`` another link to ``source``; False where the file system cannot."""
-        target = self.folder / name
-        if target.exists() and target.samefile(source):
-            return True
-        try:
-            os.link(source, self._temporary(name))
-        except OSError:
-            del self.temporary[name]
-            return False
-        return True
-
-    def commit(self) -> None:
-        """Put all files in place, the model last."""
-        self._close()
-        for name in self.temporary:
-            replaced = DataFile.known((self.folder / name).resolve())
-            if replaced is not None:
-                replaced.pin()
-        data = [name for name in self.temporary if name != self.model.name]
-        undo: list[tuple[Path, Path]] = []  # renames to take back, oldest first
-        aside: list[Path] = []
-        try:
-            for name in (self.model.name, *data) if any((self.folder / n).exists() for n in data) else ():
-                old = self.folder / name
-                if old.exists():
-                    hidden = self.folder / f".{name}.{self.token}.old"
-                    old.rename(hidden)
-                    undo.append((hidden, old))
-                    aside.append(hidden)
-            for name in (*data, self.model.name):
-                self.temporary[name].replace(self.folder / name)
-                undo.append((self.folder / name, self.temporary[name]))
-        except BaseException:
-            for now, before in reversed(undo):
-                now.rename(before)
-            raise
-        self.temporary.clear()
-        for path in aside:
-            path.unlink(missing_ok=True)

@@ -11,12 +11,11 @@ import numpy as np
 
 from ..ir.clone import clone_graph
 from ..ir.errors import PlanishError
-from ..ir.graph import Graph, Node
+from ..ir.graph import Graph
 from ..ir.schema import canonical_opset
 from .base import Backend, Executable
-from .legalize import Support, legalize
+from .legalize import CanonicalTarget, legalize
 from .quantization import encode
-from .revisions import revision_at
 
 __all__ = ["BACKEND", "Reference"]
 
@@ -27,27 +26,6 @@ _MODULES = {
     "ai.onnx.preview": "ops.aionnx_preview",
     "ai.onnx.preview.training": "ops.aionnx_preview_training",
 }
-
-
-class _Target:
-    """What onnx.reference evaluates at the canonical opset."""
-
-    name = "reference"
-    ir_version = 1 << 30
-
-    @property
-    def opset(self) -> int:
-        """The newest version of the standard operators."""
-        return canonical_opset()
-
-    def since(self, op: str, opset: int) -> int:
-        """The version of the definition of ``op`` in version ``opset``."""
-        revision = revision_at(op, opset)
-        return 0 if revision is None else revision.since
-
-    def support(self, node: Node, since: int, opset: int) -> Support:
-        """Whether it has an implementation."""
-        return Support.FULL if _is_implemented(node.domain, node.op_type) else Support.NONE
 
 
 @cache
@@ -100,7 +78,7 @@ class Reference(Backend):
         """A copy of ``graph`` in what onnx.reference implements."""
         lowered = clone_graph(graph)
         encode(lowered)
-        legalize(lowered, _Target())
+        legalize(lowered, CanonicalTarget("reference", lambda node: _is_implemented(node.domain, node.op_type)))
         return lowered
 
     def compile(self, graph: Graph, **options: Any) -> Executable:

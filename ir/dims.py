@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import ast
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 __all__ = [
     "Dim",
@@ -24,8 +25,10 @@ __all__ = [
     "is_clipped",
     "is_known",
     "is_non_negative",
+    "limits",
     "parse_dim",
     "product",
+    "substitute",
     "sym",
 ]
 
@@ -218,6 +221,19 @@ def is_clipped(dim: Dim, size: Dim) -> bool:
     )
 
 
+def limits(dim: Dim) -> Iterator[tuple[str, int]]:
+    """The sizes that ``dim`` clips, and at which number: ``min(length, 512)`` gives ``("length", 512)``."""
+    for monomial in dim.terms if isinstance(dim, Sym) else ():
+        for atom in monomial:
+            function, *operands = _OPERATIONS.get(atom, ("",))
+            for operand in operands:
+                yield from limits(operand)
+            names = [o.name for o in operands if isinstance(o, Sym) and o.name]
+            numbers = [o for o in operands if isinstance(o, int)]
+            if function == "min" and names and numbers:
+                yield names[0], numbers[0]
+
+
 def dim_floordiv(a: Dim, b: Dim) -> Dim:
     """``a // b``, rounding down; exact where the division is. ``b`` must not be zero."""
     if isinstance(a, int) and isinstance(b, int):
@@ -299,6 +315,40 @@ _FUNCTIONS: dict[str, Callable[[Dim, Dim], Dim]] = {
     "floordiv": dim_floordiv,
     "mod": dim_mod,
 }
+
+
+def substitute(dim: Dim, size_of: Callable[[str], Any], known: Mapping[str, Any] | None = None) -> Any:
+    """``dim`` with ``size_of(name)`` for each of its sizes: an integer, or whatever has arithmetic.
+
+    Args:
+        dim: the dimension.
+        size_of: the size called so; anonymous ones have names that start with a question mark.
+        known: operations that need not be computed, by their text.
+
+    Raises:
+        ZeroDivisionError: it divides by a size that is 0.
+    """
+    if isinstance(dim, int):
+        return dim
+    total: Any = 0
+    for monomial, coefficient in dim.terms.items():
+        term: Any = coefficient
+        for atom in monomial:
+            found = (known or {}).get(atom)
+            term = term * (_substituted(atom, size_of, known) if found is None else found)
+        total = total + term
+    return total
+
+
+def _substituted(atom: str, size_of: Callable[[str], Any], known: Mapping[str, Any] | None) -> Any:
+    operation = _OPERATIONS.get(atom)
+    if operation is None:
+        return size_of(atom)
+    function, *operands = operation
+    a, b = (substitute(o, size_of, known) for o in operands)
+    if function in ("min", "max"):
+        return min(a, b) if function == "min" else max(a, b)
+    return a // b if function == "floordiv" else a % b
 
 
 def parse_dim(text: str) -> Dim:

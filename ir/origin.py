@@ -7,19 +7,21 @@ import re
 
 from .graph import Node, Origin
 
-__all__ = ["RULES_KEY", "innermost_frame", "origin_of"]
+__all__ = ["MODULE_KEY", "RULES_KEY", "SOURCE_KEY", "innermost_frame", "origin_of"]
 
 RULES_KEY = "planish.rules"  # metadata property under which a saved model keeps the rewrites behind a node
+SOURCE_KEY = "planish.source"  # ``file.py:line``, from frontends that know it
+MODULE_KEY = "planish.module"  # the path of the module, likewise
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _TORCH = re.compile(r"(^|[/\\](site|dist)-packages[/\\])torch[/\\]")
 
 
 def origin_of(node: Node) -> Origin:
-    """The origin of ``node``: torch.onnx's stack traces and name scopes, and planish's own record of rewrites."""
+    """The origin of ``node``: planish's own records, or torch.onnx's stack traces and name scopes."""
     metadata = node.metadata or {}
     rules = tuple(r for r in metadata.get(RULES_KEY, "").split(",") if r) + node.rules
-    source = innermost_frame(metadata.get("pkg.torch.onnx.stack_trace", ""))
-    module = _module_path(metadata.get("pkg.torch.onnx.name_scopes", ""))
+    source = metadata.get(SOURCE_KEY) or innermost_frame(metadata.get("pkg.torch.onnx.stack_trace", ""))
+    module = metadata.get(MODULE_KEY) or _module_path(metadata.get("pkg.torch.onnx.name_scopes", ""))
     return Origin(source, module, (node.name,) if node.name else (), rules)
 
 

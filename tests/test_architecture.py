@@ -147,7 +147,7 @@ def loads(path):
 def is_adapter(path):
     """Whether a module (or its folder) is named after a heavy package, so that only those import it who use that."""
     parts = path.relative_to(ROOT).with_suffix("").parts[1:]
-    return any(package in (part, f"onnx_{part}") for part in parts for package in HEAVY)
+    return "xla" in parts or any(package in (part, f"onnx_{part}") for part in parts for package in HEAVY)
 
 
 def test_heavy_packages_are_imported_where_they_are_used():

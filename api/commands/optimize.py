@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -54,6 +54,10 @@ __all__ = ["command"]
     show_default=True,
     help="What becomes of weights in files of their own.",
 )
+@click.option(
+    "--sizes", metavar="NAME=N,…", help="Numbers for named sizes, for targets whose programs have fixed ones."
+)
+@click.option("--mesh", metavar="AXIS=N,…", help="How several chips are arranged, such as data=2,model=2.")
 @click.option("--dump-ir", metavar="DIR", help="Write the graph as text after each pass.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @standard_options
@@ -70,6 +74,8 @@ def command(
     report: str | None,
     dump_ir: str | None,
     weights: str,
+    sizes: str | None,
+    mesh: str | None,
     as_json: bool,
 ) -> None:
     """Optimize MODEL, compare the result with it, and measure both.
@@ -83,7 +89,8 @@ def command(
         install()
     from planish.optimizer import optimize
 
-    _check_folders(output, report)
+    options = _options(output, report, target, weights, sizes, mesh)
+    written = None
     with progress() as show:
         result = optimize(
             model, pipeline, target=target, data=data, verify=verify, measure=not no_measure, expect=expect,
@@ -92,15 +99,18 @@ def command(
         if result.report.ok:
             if show is not None:
                 show(f"writing {output}")
-            result.save(output, weights=weights)
+            written = result.save(output, **options)
     if report is not None:
         from planish.html import write_report
 
         write_report(result.report, report, title=f"{model} -> {output}")
     if as_json:
-        echo_json({"model": model, "output": output if result.report.ok else None, **result.report.to_dict()})
+        facts = {} if written is None else {"written": written.facts}
+        echo_json({"model": model, "output": output if result.report.ok else None, **result.report.to_dict(), **facts})
     else:
         click.echo(f"{model} -> {output}: {result.report.pipeline} for {target}\n\n{result.report}")
+        if written is not None:
+            click.echo(f"\n{written.text}")
     if not result.report.ok:
         click.echo(f"planish: {result.report.failure}; {output} was not written", err=True)
         for outcome in result.report.expectations:
@@ -109,15 +119,38 @@ def command(
         raise click.exceptions.Exit(1)
 
 
-def _check_folders(output: str, report: str | None) -> None:
-    """Complain now rather than after all the work."""
+def _options(
+    output: str, report: str | None, target: str, weights: str, sizes: str | None, mesh: str | None
+) -> dict[str, Any]:
+    """The options for writing ``output``; complains now rather than after all the work."""
+    from planish.backends.base import backend
     from planish.ir.errors import PlanishError
 
-    if not output.endswith(".onnx"):
-        raise PlanishError(f"{output}: the result is an ONNX file; call it something.onnx")
     for path in (output, report):
         if path is not None and not Path(path).resolve().parent.is_dir():
             raise PlanishError(f"no such folder: {Path(path).parent}")
+    suffix = Path(output).suffix.lower()
+    suffixes = (".onnx",) if suffix == ".onnx" and target == "onnxruntime" else backend(target).suffixes
+    if suffix not in suffixes:
+        raise PlanishError(f"{output}: for {target}, call it something{' or something'.join(suffixes)}")
+    own = {"sizes": _sizes(sizes), "mesh": mesh}
+    if suffix != ".onnx":
+        return {name: value for name, value in own.items() if value}
+    if sizes or mesh:
+        raise PlanishError("--sizes and --mesh are for programs, not for ONNX files")
+    return {"weights": weights}
+
+
+def _sizes(text: str | None) -> dict[str, int]:
+    from planish.ir.errors import PlanishError
+
+    found: dict[str, int] = {}
+    for part in (text or "").split(",") if text else ():
+        name, _, number = part.strip().rpartition("=")
+        if not name or not number.isdecimal() or int(number) < 1:
+            raise PlanishError(f"--sizes {text!r}: write name=number, with commas between")
+        found[name] = int(number)
+    return found
 
 
 def _observers(show: Callable[[str], None] | None, dump_ir: str | None) -> list[Observer]:

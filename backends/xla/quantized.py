@@ -1,0 +1,197 @@
+"""Integers that stand for numbers, and products that are computed with them.
+
+Where quantization runs in integers (`Options.quantization`), a ``DequantizeLinear`` is not computed: its result is kept
+as `Quantized`, codes with scale and zero point. A product of two of them is computed with 32-bit integers and scaled
+after it; operators that only move elements move the codes; all others get the numbers.
+
+With ``x = (qx - zx) sx`` and ``w = (qw - zw) sw``, the product over ``K`` elements is
+``sx sw (qx @ qw - zx colsum(qw) - zw rowsum(qx) + K zx zw)`` (Jacob et al., 2018, equation 7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from .integers import multiply_integers
+from .lowering import Call, lowers_integers
+from .precision import precision_of
+
+__all__ = ["Quantized", "spread"]
+
+Array = Any
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """Numbers as integers: ``(codes - zero_point) * scale``.
+
+    Attributes:
+        codes: integers of at most eight bits.
+        scale: one number, one per index of ``axis``, or one per ``block_size`` indices of it.
+        zero_point: of the shape of ``scale``; None is 0.
+        axis: of the scale.
+        block_size: 0 for none.
+        dtype: of the numbers.
+    """
+
+    codes: Array
+    scale: Array
+    zero_point: Array | None
+    axis: int
+    block_size: int
+    dtype: np.dtype[Any]
+
+    @property
+    def is_per_tensor(self) -> bool:
+        """Whether all elements have one scale."""
+        return bool(self.scale.size == 1)
+
+    def numbers(self) -> Array:
+        """What the codes stand for."""
+        wide = jnp.float64 if self.dtype == np.float64 else jnp.float32
+        numbers = self.codes.astype(wide)
+        if self.zero_point is not None:
+            numbers = numbers - spread(self.zero_point, self.codes.shape, self.axis, self.block_size).astype(wide)
+        scale = spread(self.scale, self.codes.shape, self.axis, self.block_size).astype(wide)
+        return (numbers * scale).astype(self.dtype)
+
+
+def spread(parameter: Array, shape: Sequence[Any], axis: int, block_size: int = 0) -> Array:
+    """A scale or zero point in a shape that broadcasts to ``shape``."""
+    if parameter.size == 1:
+        return parameter.reshape((1,) * len(shape))
+    axis %= len(shape)
+    if block_size:
+        return lax.slice_in_dim(jnp.repeat(parameter, block_size, axis=axis), 0, shape[axis], axis=axis)
+    return parameter.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+
+
+# products
+
+
+@lowers_integers("MatMul")
+def _matmul(call: Call, x: Any, w: Any) -> Any:
+    if not isinstance(w, Quantized):
+        return NotImplemented
+    if not isinstance(x, Quantized):
+        return _weight_only(call, x, w)
+    if not x.is_per_tensor or not _scales_outputs(w) or w.codes.ndim < 2 or x.codes.ndim < 2:
+        return NotImplemented
+    zeros = [None if q.zero_point is None else _last(q) for q in (x, w)]
+    total = multiply_integers(x.codes, w.codes, *zeros)
+    scale = x.scale.reshape(()).astype(jnp.float32) * w.scale.astype(jnp.float32)
+    return (total.astype(jnp.float32) * scale).astype(x.dtype)
+
+
+@lowers_integers("Gemm")
+def _gemm(call: Call, x: Any, w: Any, bias: Any = None) -> Any:
+    if not isinstance(w, Quantized) or (call["alpha"], call["beta"]) != (1.0, 1.0):
+        return NotImplemented
+    if call["transA"]:
+        x = replace(x, codes=x.codes.T, axis=1 - x.axis % 2) if isinstance(x, Quantized) else x.T
+    if call["transB"]:
+        w = replace(w, codes=w.codes.T, axis=1 - w.axis % 2)
+    result = _matmul(call, x, w)
+    return result if result is NotImplemented or bias is None else result + _numbers(bias)
+
+
+def _scales_outputs(w: Quantized) -> bool:
+    """Whether each column of a right factor has one scale."""
+    return w.is_per_tensor or (not w.block_size and w.axis % w.codes.ndim == w.codes.ndim - 1)
+
+
+def _weight_only(call: Call, x: Array, w: Quantized) -> Any:
+    """A product of numbers with integers that are scaled after it, where each column has one scale."""
+    if not _scales_outputs(w) or w.zero_point is not None or w.codes.ndim != 2:
+        return NotImplemented
+    wide = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+    product = jnp.matmul(x, w.codes.astype(x.dtype), precision=precision_of(call), preferred_element_type=wide)
+    return (product * w.scale.reshape(-1).astype(wide)).astype(x.dtype)
+
+
+def _last(q: Quantized) -> Array:
+    """The zero point of a factor: one number, or one per column."""
+    return q.zero_point.reshape(()) if q.is_per_tensor else q.zero_point
+
+
+@lowers_integers("Conv")
+def _conv(call: Call, x: Any, w: Any, bias: Any = None) -> Any:
+    if not isinstance(x, Quantized) or not isinstance(w, Quantized) or not x.is_per_tensor:
+        return NotImplemented
+    if not w.is_per_tensor and (w.block_size or w.axis % w.codes.ndim):
+        return NotImplemented
+    from .ops.convolution import convolve_integers
+    from .windows import window_of
+
+    window = window_of(call, x.codes.shape[2:], w.codes.shape[2:])
+    total = convolve_integers(x.codes, w.codes, window, x_zero=x.zero_point, w_zero=w.zero_point, groups=call["group"])
+    channels = (-1,) + (1,) * (x.codes.ndim - 2)
+    scale = x.scale.reshape(()).astype(jnp.float32) * w.scale.astype(jnp.float32)
+    scale = scale.reshape(channels) if scale.size > 1 else scale.reshape(())
+    result = total.astype(jnp.float32) * scale
+    if bias is not None:
+        result = result + _numbers(bias).reshape(channels).astype(jnp.float32)
+    return result.astype(x.dtype)
+
+
+def _numbers(value: Any) -> Array:
+    return value.numbers() if isinstance(value, Quantized) else value
+
+
+# operators that move or pick elements
+
+
+@lowers_integers("Gather")
+def _gather(call: Call, table: Any, indices: Array) -> Any:
+    if not isinstance(table, Quantized):
+        return NotImplemented
+    axis, rank = call["axis"] % table.codes.ndim, table.codes.ndim
+    codes = jnp.take(table.codes, indices, axis=axis)
+    if table.is_per_tensor:
+        return replace(table, codes=codes)
+    per_index = not table.block_size and table.axis % rank == axis
+    if not per_index and not table.block_size:  # the scaled dimension stays, behind more or fewer others
+        moved = table.axis % rank
+        return replace(table, codes=codes, axis=moved + (indices.ndim - 1 if moved > axis else 0)).numbers()
+    if table.block_size and table.axis % rank == axis:
+        return NotImplemented
+
+    def picked(parameter: Array | None) -> Array | None:
+        return None if parameter is None else jnp.take(parameter, indices, axis=axis if table.block_size else 0)
+
+    if table.block_size:
+        moved = table.axis % rank + (indices.ndim - 1 if table.axis % rank > axis else 0)
+        scaled = replace(table, codes=codes, axis=moved)
+        return replace(scaled, scale=picked(table.scale), zero_point=picked(table.zero_point)).numbers()
+    trailing = (1,) * (rank - axis - 1)
+    scale, zero = picked(table.scale), picked(table.zero_point)
+    wide = codes.astype(jnp.float32)
+    if zero is not None:
+        wide = wide - zero.astype(jnp.float32).reshape(*zero.shape, *trailing)
+    assert scale is not None
+    return (wide * scale.astype(jnp.float32).reshape(*scale.shape, *trailing)).astype(table.dtype)
+
+
+def _moved(call: Call, x: Any, *rest: Any) -> Any:
+    """The codes, moved as the numbers would be; all have one scale."""
+    if not isinstance(x, Quantized) or any(isinstance(r, Quantized) for r in rest):
+        return NotImplemented
+    if not x.is_per_tensor:
+        if call.node.op != "Transpose" or x.block_size:
+            return NotImplemented
+        order = call["perm"] or tuple(range(x.codes.ndim))[::-1]
+        return replace(x, codes=jnp.transpose(x.codes, order), axis=list(order).index(x.axis % x.codes.ndim))
+    results = call.compute([x.codes, *rest])
+    return tuple(replace(x, codes=codes) for codes in results)
+
+
+lowers_integers(
+    *("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Slice", "Split"),
+    *("DepthToSpace", "SpaceToDepth", "Expand", "Tile"),
+)(_moved)

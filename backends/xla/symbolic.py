@@ -1,0 +1,112 @@
+"""Arithmetic on shapes that hold symbolic dimensions, as numpy arrays of objects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from ...ir.evaluate import evaluate
+from ...ir.graph import Node
+from .values import from_dims, is_symbolic
+
+__all__ = ["fold_symbolic"]
+
+Array = np.ndarray[Any, Any]
+
+# Operators that add and multiply elements, or move them as further operands say: numpy does that with objects, too.
+_AS_NUMPY = frozenset({"Add", "Sub", "Mul", "Neg", "Concat", "Flatten", "Identity", "Transpose"})
+_MOVING = frozenset(
+    {
+        *("Gather", "GatherElements", "GatherND", "Slice", "Split"),
+        *("Squeeze", "Unsqueeze", "Reshape", "Expand", "Tile"),
+    }
+)
+_MAX_ELEMENTS = 1 << 12
+
+
+def fold_symbolic(node: Node, operands: Sequence[Array | None]) -> list[Any] | None:
+    """The results of ``node`` for known operands, some of which hold symbolic dimensions; None: not in Python.
+
+    Raises:
+        jax.errors.InconclusiveDimensionOperation: the result is another one for some sizes.
+    """
+    if sum(o.size for o in operands if o is not None) > _MAX_ELEMENTS:
+        return None
+    if node.op in _MOVING and any(map(is_symbolic, operands[1:])):
+        return None
+    if node.op in _AS_NUMPY or node.op in _MOVING:
+        results = evaluate(node, operands)
+        return None if results is None else [_plain(r) for r in results]
+    function = _TABLE.get(node.op)
+    result = None if function is None else function(node, *operands)
+    return None if result is None else [_plain(result)]
+
+
+def _plain(array: Array) -> Array:
+    """``array`` as numbers where nothing in it is symbolic."""
+    if array.dtype != object:
+        return array
+    return from_dims(array.ravel()).reshape(array.shape)
+
+
+def _elementwise(function: Callable[..., Any], dtype: Any = object) -> Callable[..., Array]:
+    def compute(node: Node, *operands: Array) -> Array:
+        return np.asarray(np.frompyfunc(function, len(operands), 1)(*operands)).astype(dtype)
+
+    return compute
+
+
+def _quotient(a: Any, b: Any) -> Any:
+    """``a / b`` rounded towards zero: as rounded down, for sizes."""
+    if isinstance(a, int) and isinstance(b, int):
+        return int(a / b) if abs(a) < 1 << 50 else a // b
+    return a // b
+
+
+def _cast(node: Node, x: Array, like: Array | None = None) -> Array | None:
+    to = node.result.dtype
+    if x.dtype != object:
+        return x.astype(to.numpy)
+    return x if to.is_integer and to.bits >= 32 else None
+
+
+def _reduce(function: Callable[..., Any]) -> Callable[..., Array | None]:
+    def compute(node: Node, x: Array, axes: Array | None = None) -> Array | None:
+        if axes is None and node.attrs.get("noop_with_empty_axes", 0):
+            return x
+        axis = None if axes is None else tuple(int(a) for a in axes)
+        result = function(x, axis=axis, keepdims=bool(node.attrs.get("keepdims", 1)))
+        return np.asarray(result, object)
+
+    return compute
+
+
+def _extreme(function: Callable[[Any, Any], Any]) -> Callable[..., Array]:
+    def compute(node: Node, *operands: Array) -> Array:
+        result = operands[0]
+        for operand in operands[1:]:
+            result = np.asarray(np.frompyfunc(function, 2, 1)(result, operand))
+        return result
+
+    return compute
+
+
+_TABLE: dict[str, Callable[..., Any]] = {
+    "Div": _elementwise(_quotient),
+    "Mod": _elementwise(lambda a, b: a % b),
+    "Equal": _elementwise(lambda a, b: bool(a == b), bool),
+    "Less": _elementwise(lambda a, b: bool(a < b), bool),
+    "LessOrEqual": _elementwise(lambda a, b: bool(a <= b), bool),
+    "Greater": _elementwise(lambda a, b: bool(a > b), bool),
+    "GreaterOrEqual": _elementwise(lambda a, b: bool(a >= b), bool),
+    "Where": lambda node, c, a, b: np.where(c.astype(bool), a, b),
+    "Max": _extreme(jax.core.max_dim),
+    "Min": _extreme(jax.core.min_dim),
+    "Cast": _cast,
+    "CastLike": _cast,
+    "ReduceProd": _reduce(np.prod),
+    "ReduceSum": _reduce(np.sum),
+}

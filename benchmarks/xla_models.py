@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import tempfile
 import time
@@ -70,7 +71,7 @@ def compile_for_tpu(graph: Any, sizes: dict[str, int]) -> dict[str, Any]:
 
 
 def difference(outputs: dict[str, Any], wanted: dict[str, Any]) -> float:
-    """The largest difference of all outputs, relative to the largest magnitude of each; infinite where shapes differ."""
+    """The largest difference, relative to the largest magnitude of its output; infinite where shapes differ."""
     import numpy as np
 
     worst = 0.0
@@ -99,23 +100,21 @@ def main() -> None:
     folders = sorted(p.parent for p in arguments.zoo.glob("*/model.onnx"))
     folders = [f for f in folders if not arguments.names or any(n in f.name for n in arguments.names)]
     results: list[dict[str, Any]] = []
-    with ProcessPoolExecutor(arguments.jobs, max_tasks_per_child=20) as pool:
+    with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
         tasks = [pool.submit(check, f, form, not arguments.no_tpu) for f in folders for form in FORMS]
         for task in tasks:
             found = task.result()
             results.append(found)
             good = "failed" not in found and max(found["error"], found["export"]) <= arguments.tolerance
             numbers = " ".join(f"{k} {v:.2g}" for k, v in found.items() if isinstance(v, float))
-            print(
-                f"{'ok  ' if good else 'FAIL'} {found['model']:40} {found['form']:9} {numbers} {found.get('failed', '')}",
-                flush=True,
-            )
+            verdict = "ok  " if good else "FAIL"
+            print(f"{verdict} {found['model']:40} {found['form']:9} {numbers} {found.get('failed', '')}", flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1))
     passed = [r for r in results if "failed" not in r]
     within = [r for r in passed if max(r["error"], r["export"]) <= arguments.tolerance]
     print(
-        f"{len(results)} models: {len(passed)} run, export and compile; {len(within)} within {arguments.tolerance:g} of PyTorch"
+        f"{len(results)}: {len(passed)} run, export and compile, {len(within)} within {arguments.tolerance:g} of PyTorch"
     )
 
 

@@ -304,6 +304,8 @@ def _tile(node: Node, operands: Arrays) -> Array:
 @_op("Range")
 def _range(node: Node, operands: Arrays) -> Array:
     start, limit, delta = (np.asarray(o).reshape(()) for o in operands)
+    if start.dtype.itemsize == 2 and start.dtype.kind not in "iu":
+        raise ValueError("numbers of 16 bits are counted in wider ones, which is left to a backend")
     count = max(int(np.ceil((limit.astype(np.float64) - start) / delta)), 0)
     return np.asarray(start + np.arange(count).astype(start.dtype) * delta).astype(start.dtype)
 

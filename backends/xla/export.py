@@ -10,7 +10,6 @@ import jax
 import numpy as np
 from jax import export
 
-from ...ir.dims import Dim, limits, substitute
 from ...ir.errors import PlanishError
 from ...ir.graph import Graph
 from ...ir.types import DType, SequenceType, TensorType, Type
@@ -18,8 +17,9 @@ from ..base import Executable, Written
 from . import archive
 from .executable import for_inference
 from .function import JaxFunction
+from .symbols import Assumptions, abstract_inputs, assumptions_of
 
-__all__ = ["PLATFORMS", "Exported", "abstract_inputs", "export_function", "load", "save", "signature", "wide"]
+__all__ = ["PLATFORMS", "Exported", "export_function", "load", "save", "signature", "wide"]
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _KNOWN = (*PLATFORMS, "rocm")
@@ -33,85 +33,13 @@ def wide(graph: Graph) -> bool:
     return any(isinstance(t, TensorType) and t.dtype in (DType.DOUBLE, DType.COMPLEX128) for t in types)
 
 
-def abstract_inputs(
-    function: JaxFunction, sizes: Mapping[str, int] | None = None, upper: Mapping[str, int] | None = None
-) -> list[jax.ShapeDtypeStruct]:
-    """Shapes and types of the inputs, with a symbol of ``jax.export`` for every size that has no number.
-
-    Args:
-        function: the function.
-        sizes: numbers for named sizes.
-        upper: the largest numbers that others may have.
-
-    Raises:
-        PlanishError: an input has no such shape.
-    """
-    symbols = _Symbols(sizes or {}, upper or {})
-    found = []
-    for i, (name, type_) in enumerate(function.inputs):
-        if i in function.static_inputs:
-            raise PlanishError(
-                f"input {name!r} decides a shape, so it cannot stay open: make it a constant of the model"
-            )
-        if not isinstance(type_, TensorType) or type_.shape is None:
-            raise PlanishError(f"input {name!r} is {type_}: only tensors of known rank can be exported")
-        shape = tuple(symbols.dim(d, name) for d in type_.shape)
-        found.append(jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(type_.dtype.numpy)))
-    return found
-
-
-class _Symbols:
-    """Symbols of one scope of ``jax.export``, by the names of sizes."""
-
-    def __init__(self, sizes: Mapping[str, int], upper: Mapping[str, int]):
-        self.sizes = sizes
-        self.scope = export.SymbolicScope([f"{_plain(name)} <= {limit}" for name, limit in upper.items()])
-        self.known: dict[str, Any] = {}
-
-    def dim(self, dim: Dim, where: str) -> Any:
-        """``dim`` as JAX has it."""
-        try:
-            return substitute(dim, self.symbol)
-        except (TypeError, ValueError, jax.errors.JAXTypeError) as error:
-            raise PlanishError(
-                f"input {where!r}: a size {dim} cannot be symbolic; give numbers for its names"
-            ) from error
-
-    def symbol(self, name: str) -> Any:
-        """The number or symbol of a named or anonymous size."""
-        if name in self.sizes:
-            return self.sizes[name]
-        if name not in self.known:
-            plain, taken = _plain(name), {str(s) for s in self.known.values()}
-            unique = plain if plain not in taken else f"{plain}_{len(taken)}"
-            (self.known[name],) = export.symbolic_shape(unique, scope=self.scope)
-        return self.known[name]
-
-
-def _plain(name: str) -> str:
-    """``name`` as ``jax.export`` can read it."""
-    plain = "".join(c if c.isalnum() and c.isascii() else "_" for c in name.strip("?~")) or "size"
-    return plain if plain[0].isalpha() else f"d{plain}"
-
-
-def _limits(graph: Graph) -> dict[str, int]:
-    """The sizes above which ``graph`` clips something, such as a table of positions."""
-    found: dict[str, int] = {}
-    for node in graph.walk():
-        for value in node.results:
-            for dim in value.shape or ():
-                for name, limit in limits(dim):
-                    found[name] = min(limit, found.get(name, limit))
-    return found
-
-
 def export_function(
     function: JaxFunction, platforms: Sequence[str] = PLATFORMS, sizes: Mapping[str, int] | None = None
-) -> export.Exported:
-    """``function`` as StableHLO.
+) -> tuple[export.Exported, Assumptions]:
+    """``function`` as StableHLO, and what it assumes of sizes.
 
-    Where sizes stay open that the model clips (a table holds 512 positions), it may be that shapes only fit together
-    below that limit; then the limit becomes a constraint, which is checked when the module is called.
+    Where shapes only fit together under conditions (a table holds 512 positions; a mask is as long as the keys), these
+    are assumed; whoever calls the module with other sizes gets an error.
 
     Args:
         function: the function.
@@ -124,13 +52,13 @@ def export_function(
     unknown = [p for p in platforms if p not in _KNOWN]
     if unknown:
         raise PlanishError(f"no platform {unknown[0]!r}: XLA has {', '.join(_KNOWN)}")
-    clipped = {name: limit for name, limit in _limits(function.plan.graph).items() if name not in (sizes or {})}
+    assumed = assumptions_of(function.plan.graph, sizes or {})
     try:
-        return _exported(function, platforms, abstract_inputs(function, sizes))
+        return _exported(function, platforms, abstract_inputs(function, sizes)), Assumptions()
     except PlanishError:
-        if not clipped:
+        if not assumed:
             raise
-        return _exported(function, platforms, abstract_inputs(function, sizes, clipped))
+        return _exported(function, platforms, abstract_inputs(function, sizes, assumed)), assumed
 
 
 def _exported(function: JaxFunction, platforms: Sequence[str], inputs: Sequence[Any]) -> export.Exported:
@@ -161,22 +89,27 @@ def save(
     """
     function = for_inference(graph, **options)
     with jax.enable_x64(wide(function.plan.graph)):
-        exported = export_function(function, platforms, sizes)
+        exported, assumed = export_function(function, platforms, sizes)
         text = str(exported.mlir_module()) if os.fspath(path).endswith(".mlir") else None
         module = b"" if text is not None else exported.serialize()
     if text is not None:
         archive.write_bytes(path, text.encode())
     else:
-        manifest = {"platforms": list(platforms), **signature(function)}
+        manifest = {"platforms": list(platforms), "limits": assumed.limits, **signature(function)}
         archive.write(path, _KIND, manifest, {_ENTRY: bytes(module)}, function.plan.tensors)
     shapes = [str(aval) for aval in exported.in_avals[len(exported.in_avals) - len(function.inputs) :]]
     facts: dict[str, Any] = {
         "platforms": list(platforms),
         "inputs": dict(zip([name for name, _ in function.inputs], shapes, strict=True)),
         "weights": len(function.plan.tensors),
+        **({"assumes": str(assumed)} if assumed else {}),
     }
     inputs = ", ".join(f"{name} {shape}" for name, shape in facts["inputs"].items())
-    return Written(facts, f"StableHLO for {', '.join(platforms)}: {inputs}; {facts['weights']} weights")
+    return Written(
+        facts,
+        f"StableHLO for {', '.join(platforms)}: {inputs}; {facts['weights']} weights"
+        + (f"; for {assumed}" if assumed else ""),
+    )
 
 
 def signature(function: JaxFunction) -> dict[str, Any]:
@@ -204,6 +137,7 @@ class Exported(Executable):
         self._results = [archive.parsed(o) for o in manifest["outputs"]]
         self.outputs = [name for name, _ in self._results]
         self._wide = bool(manifest["wide"])
+        self._limits = dict(manifest["limits"])
         self._call = jax.jit(exported.call)
         self._placed: dict[str, Any] | None = None
 
@@ -212,6 +146,7 @@ class Exported(Executable):
         missing = [name for name, _ in self.inputs if name not in inputs]
         if missing:
             raise PlanishError(f"no value for input {missing[0]!r}")
+        self._check_limits(inputs)
         with jax.enable_x64(self._wide):
             if self._placed is None:
                 self._placed = jax.device_put(self.params)
@@ -220,6 +155,14 @@ class Exported(Executable):
             except (TypeError, ValueError, jax.errors.JaxRuntimeError) as error:
                 raise PlanishError(f"xla: {' '.join(str(error).split())[:400]}") from error
             return [_as_stated(r, t) for r, (_, t) in zip(results, self._results, strict=True)]
+
+    def _check_limits(self, inputs: Mapping[str, Any]) -> None:
+        for name, type_ in self.inputs if self._limits else ():
+            shape = type_.shape if isinstance(type_, TensorType) and type_.shape else ()
+            for dim, size in zip(shape, np.shape(inputs[name]), strict=False):
+                limit = self._limits.get(str(dim), size)
+                if size > limit:
+                    raise PlanishError(f"input {name!r}: {dim} is {size}, and the model goes up to {limit}")
 
     def report(self) -> dict[str, Any]:
         """What it was exported for."""

@@ -19,7 +19,6 @@ from ..quantization import encode
 from .interpreter import Interpreter, Options
 from .lowering import find
 from .plan import Plan
-from .quantized import Quantized
 from .values import concrete, is_known, narrowed, traced
 
 __all__ = ["JaxFunction", "lower", "make_options", "to_jax"]
@@ -118,7 +117,7 @@ class JaxFunction:
             raise PlanishError(f"params lack {missing[0]!r}: give all of the function's own, {len(self.plan.tensors)}")
         values = [self._input(i, value) for i, value in enumerate(self._complete(inputs))]
         results = Interpreter(self.plan, params, self.options).run(self.plan.graph, values)
-        return tuple(traced(r.numbers() if isinstance(r, Quantized) else r) for r in results)
+        return tuple(traced(r) for r in results)
 
     def _complete(self, inputs: Sequence[Any]) -> list[Any]:
         """The inputs, with defaults for the last ones."""

@@ -26,7 +26,7 @@ from .values import concrete, to_dtype
 if TYPE_CHECKING:
     from .interpreter import Interpreter
 
-__all__ = ["Call", "Lowering", "find", "find_integers", "lowers", "lowers_integers"]
+__all__ = ["Call", "DataDependentError", "Lowering", "find", "find_integers", "lowers", "lowers_integers"]
 
 _TABLE: dict[str, Lowering] = {}
 _INTEGERS: dict[str, Callable[..., Any]] = {}

@@ -86,7 +86,7 @@ def long_attention(query: Array, key: Array, value: Array, mask: Array | None, f
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attention(form: Form, query: Array, key: Array, value: Array, mask: Array | None) -> Array:
-    return _forward.bind(query, key, value, *_given(mask), form=form)[0]
+    return _forward.bind(query, key, value, *_given(mask), form=form)[0]  # type: ignore[no-untyped-call]
 
 
 def _keep(form: Form, query: Array, key: Array, value: Array, mask: Array | None) -> tuple[Array, Any]:
@@ -95,7 +95,8 @@ def _keep(form: Form, query: Array, key: Array, value: Array, mask: Array | None
 
 def _pull(form: Form, kept: Any, cotangent: Array) -> tuple[Any, ...]:
     query, key, value, mask = kept
-    return (*_backward.bind(query, key, value, cotangent, *_given(mask), form=form), None)
+    gradients = _backward.bind(query, key, value, cotangent, *_given(mask), form=form)  # type: ignore[no-untyped-call]
+    return (*gradients, None)
 
 
 _attention.defvjp(_keep, _pull)
@@ -225,12 +226,14 @@ def _enter(name: str, compute: Callable[..., Sequence[Array]]) -> Primitive:
 
     def batched(operands: Sequence[Array], axes: Sequence[Any], *, form: Form) -> tuple[list[Array], list[int]]:
         size = next(x.shape[a] for x, a in zip(operands, axes, strict=True) if a is not None)
-        flat = [batching.bdim_at_front(x, a, size) for x, a in zip(operands, axes, strict=True)]
-        results = operation.bind(*(x.reshape(-1, *x.shape[2:]) for x in flat), form=form)
+        to_front: Any = batching.bdim_at_front
+        front = [to_front(x, a, size) for x, a in zip(operands, axes, strict=True)]
+        flat = (x.reshape(-1, *x.shape[2:]) for x in front)
+        results = operation.bind(*flat, form=form)  # type: ignore[no-untyped-call]
         return [r.reshape(size, -1, *r.shape[1:]) for r in results], [0] * len(results)
 
-    operation.def_abstract_eval(results_of)
-    operation.def_impl(lambda *operands, form: _compiled(operation, form)(*operands))
+    operation.def_abstract_eval(results_of)  # type: ignore[no-untyped-call]
+    operation.def_impl(lambda *operands, form: _compiled(operation, form)(*operands))  # type: ignore[no-untyped-call]
     mlir.register_lowering(operation, otherwise)
     mlir.register_lowering(operation, on_tpu, platform="tpu")
     batching.primitive_batchers[operation] = batched
@@ -244,7 +247,7 @@ def _compiled(operation: Primitive, form: Form) -> Callable[..., Any]:
 
 def _is_whole(context: mlir.LoweringRuleContext) -> bool:
     """Whether what is compiled is for one platform, and for one device or the shard of one that is not checked."""
-    axes = context.module_context.axis_context
+    axes: Any = context.module_context.axis_context
     manual = getattr(axes, "manual_axes", None)
     is_one = manual == frozenset(axes.mesh.axis_names) if manual else getattr(axes, "num_devices", None) == 1
     # the kernel does not state along which axes its results differ, which check_vma of shard_map asks for

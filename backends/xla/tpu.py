@@ -20,9 +20,10 @@ from ...ir.types import TensorType
 from ..base import Written
 from . import archive, quiet_libtpu
 from .executable import XlaExecutable, for_inference
-from .export import abstract_inputs, signature, wide
+from .export import signature, wide
 from .function import JaxFunction
 from .sharding import parse_mesh, shard
+from .symbols import abstract_inputs
 
 __all__ = ["GENERATIONS", "TpuReport", "compile_tpu", "save"]
 

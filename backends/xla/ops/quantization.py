@@ -32,7 +32,7 @@ def _encoded(x: Array, zero: Array | None, dtype: Any, saturate: bool = True) ->
         return cast(x if zero is None else x + zero.astype(x.dtype), dtype, saturate)
     x = lax.round(x, lax.RoundingMethod.TO_NEAREST_EVEN)
     x = x if zero is None else x + zero.astype(x.dtype)
-    limits = jnp.iinfo(dtype)
+    limits = jnp.iinfo(dtype)  # type: ignore[no-untyped-call]
     return cast(jnp.clip(x, int(limits.min), int(limits.max)), dtype)
 
 
@@ -44,7 +44,7 @@ def _quantize_linear(call: Call, x: Array, scale: Array, zero: Array = None) -> 
     scale = spread(scale, x.shape, axis, block_size)
     zero = None if zero is None else spread(zero, x.shape, axis, block_size)
     if narrow in (jnp.float16, jnp.bfloat16):  # a quotient in float32 rounded to half as many bits is that of the type
-        info = jnp.finfo(narrow)
+        info = jnp.finfo(narrow)  # type: ignore[no-untyped-call]
         x, scale = x.astype(narrow).astype(jnp.float32), scale.astype(narrow).astype(jnp.float32)
         multiples = lax.reduce_precision(quotient(x, scale), info.nexp, info.nmant)
     else:
@@ -64,7 +64,7 @@ def _dequantize_linear(call: Call, x: Array, scale: Array, zero: Array = None) -
 @lowers("DynamicQuantizeLinear")
 def _dynamic_quantize_linear(call: Call, x: Array) -> tuple[Array, Array, Array]:
     low, high = jnp.min(x, initial=0), jnp.max(x, initial=0)
-    scale = jnp.where(high == low, 1, high - low) / 255
+    scale = quotient(jnp.where(high == low, 1, high - low), 255).astype(x.dtype)
     zero = jnp.clip(lax.round(quotient(-low, scale), lax.RoundingMethod.TO_NEAREST_EVEN), 0, 255)
     return _encoded(quotient(x, scale), zero, jnp.dtype(jnp.uint8)), scale, cast(zero, np.uint8)
 

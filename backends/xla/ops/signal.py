@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ....ir.graph import Node
 from ....ir.types import DType
 from ..lowering import Call, lowers
 from ..precision import widened
@@ -39,7 +38,7 @@ def _fitted(x: Array, length: Any, axis: int) -> Array:
 
 
 def _transformed(x: Array, length: Any, axis: int, *, onesided: bool) -> Array:
-    """The discrete Fourier transform of real or complex ``x``, of its first ``length`` elements."""
+    """The discrete Fourier transform of the first ``length`` elements of ``x``, or the first half of it."""
     x = jnp.moveaxis(_fitted(x, length, axis), axis, -1)
     if jnp.iscomplexobj(x):
         y = jnp.fft.fft(x)[..., : length // 2 + 1 if onesided else length]
@@ -64,13 +63,6 @@ def _dft(call: Call, x: Array, length: Known | None = None, axis: Known | None =
     if onesided:
         return jnp.fft.irfft(signal, n=count, axis=place)[..., None].astype(dtype)
     return _as_parts(jnp.fft.ifft(_fitted(signal, count, place), axis=place)).astype(dtype)
-
-
-def _complex_onesided(node: Node) -> str | None:
-    shape = node.given(0).shape
-    if shape and shape[-1] == 2 and node.attrs.get("onesided", 1):
-        return "onesided leaves out what complex signals have: set it to 0"
-    return None
 
 
 @lowers("STFT", static={1, 3})

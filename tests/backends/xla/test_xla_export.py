@@ -104,8 +104,20 @@ def test_a_table_of_positions_limits_a_size(tmp_path):
     program = backend("xla").load(tmp_path / "m.stablehlo")
     x = RNG.normal(size=(2, 5, 6)).astype("f")
     np.testing.assert_allclose(program(x)[0], x + positions[:, :5], rtol=1e-6)
-    with pytest.raises(PlanishError, match="xla: "):
+    with pytest.raises(PlanishError, match="input 'x': length is 9, and the model goes up to 8"):
         program(RNG.normal(size=(2, 9, 6)).astype("f"))
+
+
+def test_sizes_that_must_agree_are_one(tmp_path):
+    text = "g (float[n, past] a, float[n, new] b, float[n, total] mask) => (float[n, t] y) {"
+    graph = model_of(text + " both = Concat <axis = 1> (a, b) y = Add (both, mask) }")
+    written = backend("xla").write(graph, tmp_path / "m.stablehlo")
+    assert written.facts["assumes"] == "total = new + past"
+    program = backend("xla").load(tmp_path / "m.stablehlo")
+    a, b, mask = (RNG.normal(size=(2, n)).astype("f") for n in (3, 4, 7))
+    np.testing.assert_allclose(program(a, b, mask)[0], np.concatenate([a, b], 1) + mask)
+    with pytest.raises(PlanishError, match="xla: "):
+        program(a, b, mask[:, :6])
 
 
 def test_sizes_that_shapes_are_computed_from_stay_open(tmp_path):

@@ -300,6 +300,24 @@ def by_hand(name: str, batch: int, sequence: int) -> tuple[Callable[..., Any], t
 SOURCES: dict[str, Source] = {"by hand": by_hand}  # one row of the table for each, per model
 
 
+def imported(zoo: Path, pipeline: str) -> Source:
+    """The function that planish makes of the exports in ``zoo``, after ``pipeline``."""
+
+    def build(name: str, batch: int, sequence: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        import planish
+        from planish.backends import backend
+        from planish.backends.xla.symbols import abstract_inputs
+
+        graph = planish.load(zoo / name / "model.onnx")
+        if pipeline:
+            planish.Pipeline.parse(pipeline).run(graph, planish.Context(lambda: backend("reference")))
+        function = planish.to_jax(graph)
+        sizes = {"batch": batch, "sequence": sequence}
+        return function, (function.param_shapes, *abstract_inputs(function, sizes))
+
+    return build
+
+
 def rows(names: Iterable[str], platform: str, batch: int, sequence: int) -> Iterator[list[str]]:
     """The cells of the table."""
     for name in names:
@@ -317,6 +335,9 @@ def main() -> None:
     parser.add_argument("--platform", default="cpu", help="cpu, or tpu:GENERATION such as tpu:v5e")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--sequence", type=int, default=128, help="tokens per row of bert-base")
+    parser.add_argument(
+        "--zoo", type=Path, metavar="ZOO", help="also the functions that planish makes of the exports there"
+    )
     parser.add_argument("--check", type=Path, metavar="ZOO", help="compare with the exports there instead")
     args = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")  # nothing runs elsewhere; libtpu is loaded only to compile
@@ -327,6 +348,8 @@ def main() -> None:
         for name in names:
             print(f"{name}: largest relative error {check(name, args.check / name):.1e}")
         return
+    if args.zoo:
+        SOURCES.update({"planish, raw": imported(args.zoo, ""), "planish, optimized": imported(args.zoo, "default")})
     header = ["Model", "GFLOP", "Kernels", "MB accessed", "MB temporary", "MB arguments", "Compilation, s"]
     title = f"{args.platform}, batch {args.batch}, {args.sequence} tokens"
     print(markdown(title, header, rows(names, args.platform, args.batch, args.sequence)))

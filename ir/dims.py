@@ -30,6 +30,7 @@ __all__ = [
     "product",
     "substitute",
     "sym",
+    "unclipped",
 ]
 
 Monomial = tuple[str, ...]  # sorted atoms, repeated for powers; () is the constant term
@@ -219,6 +220,14 @@ def is_clipped(dim: Dim, size: Dim) -> bool:
     return function == "min" and (
         (a == size and isinstance(b, int) and b > 0) or (b == size and isinstance(a, int) and a > 0)
     )
+
+
+def unclipped(dim: Dim) -> Dim:
+    """``x`` where ``dim`` is ``max(x, 0)``, and ``dim`` itself otherwise."""
+    function, a, b = _OPERATIONS.get(dim.name or "", ("", 0, 0)) if isinstance(dim, Sym) else ("", 0, 0)
+    if function != "max" or 0 not in (a, b):
+        return dim
+    return b if a == 0 else a
 
 
 def limits(dim: Dim) -> Iterator[tuple[str, int]]:

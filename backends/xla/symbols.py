@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import jax
 from jax import export
 
-from ...ir.dims import Dim, Sym, limits, substitute
+from ...ir.dims import Dim, Sym, is_non_negative, limits, substitute, sym, unclipped
 from ...ir.errors import PlanishError
 from ...ir.graph import Graph, Node
 from ...ir.types import TensorType
@@ -59,18 +60,27 @@ def assumptions_of(graph: Graph, sizes: Mapping[str, int]) -> Assumptions:
     return found
 
 
-def _agreed(node: Node) -> list[tuple[str, Dim]]:
-    """Sizes that ``node`` needs to be the same, though they have different names."""
+def _agreed(node: Node) -> Iterator[tuple[str, Dim]]:
+    """Sizes that must be others for the operands of ``node`` to have one shape."""
     shapes = [o.shape[::-1] for o in node.operands if o is not None and o.shape] if node.op in _BROADCASTING else []
-    found: list[tuple[str, Dim]] = []
     for i in range(max(map(len, shapes), default=0)):
-        dims = [d for s in shapes if len(s) > i and isinstance(d := s[i], Sym)]
-        dims = [d for d in dims if not d.mentions_anonymous and "(" not in str(d)]
-        named = next((d.name for d in dims if d.name), None)
-        other = next((d for d in dims if d.name != named), None)
-        if named is not None and other is not None:
-            found.append((named, other))
-    return found
+        dims = [unclipped(s[i]) for s in shapes if len(s) > i and s[i] != 1]
+        for a, b in pairwise(dict.fromkeys(dims)):
+            solution = _solved(a - b)
+            if solution is not None:
+                yield solution
+
+
+def _solved(difference: Dim) -> tuple[str, Dim] | None:
+    """A name, and the sum of other sizes that it must be for ``difference`` to be 0."""
+    if not isinstance(difference, Sym) or difference.mentions_anonymous or "(" in str(difference):
+        return None
+    for monomial, coefficient in difference.terms.items():
+        if len(monomial) == 1 and abs(coefficient) == 1:
+            rest = (difference - sym(monomial[0]) * coefficient) * -coefficient
+            if isinstance(rest, Sym) and is_non_negative(rest):
+                return monomial[0], rest
+    return None
 
 
 def _mentions(dim: Dim, names: set[str]) -> bool:

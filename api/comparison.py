@@ -74,7 +74,7 @@ def compile_model(model: Model, graph: Graph, engine: Backend, **options: Any) -
 def compile_any(model: Model, engine: Backend) -> tuple[Executable, list[str]]:
     """A model, or a file of the engine's own kind, and the names of the inputs that it needs."""
     if is_own_kind(model, engine):
-        program = engine.load(model)
+        program = engine.load(str(model))
         return program, [name for name, _ in program.inputs]
     graph = load(model)
     return compile_model(model, graph, engine), [v.name for v in graph.inputs if v.default is None]

@@ -29,8 +29,9 @@ def load(model: Model) -> Graph:
     Args:
         model: a path (``.onnx``, ``.pt2``, ``module.py:function``), a `Graph` (returned as it is), an
             ``onnx.ModelProto``, an ``onnx_ir.Model``, an ``onnx_graphsurgeon.Graph``, a
-            ``torch.export.ExportedProgram``, or a ``torch.nn.Module`` with example inputs: a
-            tuple ``(module, args)``, ``(module, args, kwargs)`` or ``(module, args, kwargs, dynamic_shapes)``.
+            ``torch.export.ExportedProgram``, a ``torch.nn.Module`` with example inputs as a tuple
+            ``(module, args)``, ``(module, args, kwargs)`` or ``(module, args, kwargs, dynamic_shapes)``, or a
+            `planish.frontends.jax.JaxModel`.
 
     Raises:
         PlanishError: it cannot be read, or it is nothing of this kind.
@@ -53,6 +54,8 @@ def _load(model: Model) -> Graph:
         from planish.ir.convert.proto import from_proto
 
         return from_proto(model, upgrade=upgrade)
+    if type(model).__name__ == "JaxModel" and type(model).__module__.startswith("planish."):
+        return model.graph()
     package = type(model).__module__.partition(".")[0]
     if package == "onnx_ir" and type(model).__name__ == "Model":
         from planish.ir.convert.onnx_ir import from_onnx_ir

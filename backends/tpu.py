@@ -7,7 +7,7 @@ Needs the extra ``planish[tpu]``: libtpu is the compiler. The variant names the 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..ir.errors import PlanishError
 from .base import Executable, Written, import_or_explain
@@ -24,7 +24,7 @@ class Tpu(Xla):
 
     name = "tpu"
     extra = "tpu"
-    suffixes = (".tpu", ".onnx")
+    suffixes: ClassVar[tuple[str, ...]] = (".tpu", ".onnx")
     is_remote = True
 
     def missing(self) -> str | None:

@@ -237,7 +237,7 @@ def limits(dim: Dim) -> Iterator[tuple[str, int]]:
             function, *operands = _OPERATIONS.get(atom, ("",))
             for operand in operands:
                 yield from limits(operand)
-            names = [o.name for o in operands if isinstance(o, Sym) and o.name]
+            names = [n for o in operands if isinstance(o, Sym) and (n := o.name) and n not in _OPERATIONS]
             numbers = [o for o in operands if isinstance(o, int)]
             if function == "min" and names and numbers:
                 yield names[0], numbers[0]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...ir.errors import PlanishError
 from ..base import Backend, Executable, Written, import_or_explain
@@ -23,7 +23,7 @@ class Xla(Backend):
 
     name = "xla"
     extra = "xla"
-    suffixes = (".stablehlo", ".mlir", ".onnx")
+    suffixes: ClassVar[tuple[str, ...]] = (".stablehlo", ".mlir", ".onnx")
 
     def __init__(self, variant: str = ""):
         super().__init__(variant)

@@ -163,7 +163,7 @@ class JaxFunction:
                 raise PlanishError(f"weight {name!r} has shape {list(array.shape)}, the graph's has {list(old.shape)}")
             if id(old) not in values:
                 raise PlanishError(f"the graph has no weight {name!r}: this function was made of another one")
-            trained = ArrayTensor(array.astype(old.dtype.numpy), old.dtype, old.name)
+            trained: Tensor = ArrayTensor(array.astype(old.dtype.numpy), old.dtype, old.name)
             new += [(value, trained) for value in values[id(old)]]
         for value, trained in new:
             replace(value, Value(trained.type, value.name, const=trained))

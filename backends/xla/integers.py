@@ -16,6 +16,8 @@ Array = Any
 
 def signed(codes: Array, zero_point: Array | None) -> tuple[Array, Array | None]:
     """Codes as int8, the type that hardware multiplies, and their zero point as int32; None where it is 0."""
+    if jnp.issubdtype(codes.dtype, jnp.unsignedinteger) and codes.dtype != jnp.uint8:
+        return signed(codes.astype(jnp.uint8), None if zero_point is None else zero_point.astype(jnp.uint8))
     if codes.dtype == jnp.uint8:
         shifted = lax.bitcast_convert_type(codes ^ jnp.uint8(128), jnp.int8)
         return shifted, (jnp.int32(0) if zero_point is None else zero_point.astype(jnp.int32)) - 128

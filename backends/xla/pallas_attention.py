@@ -86,7 +86,7 @@ def long_attention(query: Array, key: Array, value: Array, mask: Array | None, f
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attention(form: Form, query: Array, key: Array, value: Array, mask: Array | None) -> Array:
-    return _forward.bind(query, key, value, *_given(mask), form=form)[0]  # type: ignore[no-untyped-call]
+    return _forward.bind(query, key, value, *_given(mask), form=form)[0]
 
 
 def _keep(form: Form, query: Array, key: Array, value: Array, mask: Array | None) -> tuple[Array, Any]:
@@ -95,7 +95,7 @@ def _keep(form: Form, query: Array, key: Array, value: Array, mask: Array | None
 
 def _pull(form: Form, kept: Any, cotangent: Array) -> tuple[Any, ...]:
     query, key, value, mask = kept
-    gradients = _backward.bind(query, key, value, cotangent, *_given(mask), form=form)  # type: ignore[no-untyped-call]
+    gradients = _backward.bind(query, key, value, cotangent, *_given(mask), form=form)
     return (*gradients, None)
 
 
@@ -229,11 +229,11 @@ def _enter(name: str, compute: Callable[..., Sequence[Array]]) -> Primitive:
         to_front: Any = batching.bdim_at_front
         front = [to_front(x, a, size) for x, a in zip(operands, axes, strict=True)]
         flat = (x.reshape(-1, *x.shape[2:]) for x in front)
-        results = operation.bind(*flat, form=form)  # type: ignore[no-untyped-call]
+        results = operation.bind(*flat, form=form)
         return [r.reshape(size, -1, *r.shape[1:]) for r in results], [0] * len(results)
 
-    operation.def_abstract_eval(results_of)  # type: ignore[no-untyped-call]
-    operation.def_impl(lambda *operands, form: _compiled(operation, form)(*operands))  # type: ignore[no-untyped-call]
+    operation.def_abstract_eval(results_of)
+    operation.def_impl(lambda *operands, form: _compiled(operation, form)(*operands))
     mlir.register_lowering(operation, otherwise)
     mlir.register_lowering(operation, on_tpu, platform="tpu")
     batching.primitive_batchers[operation] = batched

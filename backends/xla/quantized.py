@@ -117,6 +117,7 @@ def _weight_only(call: Call, x: Array, w: Quantized) -> Any:
 
 def _last(q: Quantized) -> Array:
     """The zero point of a factor: one number, or one per column."""
+    assert q.zero_point is not None
     return q.zero_point.reshape(()) if q.is_per_tensor else q.zero_point
 
 
@@ -130,7 +131,8 @@ def _conv(call: Call, x: Any, w: Any, bias: Any = None) -> Any:
     from .windows import window_of
 
     window = window_of(call, x.codes.shape[2:], w.codes.shape[2:])
-    total = convolve_integers(x.codes, w.codes, window, x_zero=x.zero_point, w_zero=w.zero_point, groups=call["group"])
+    (left, left_zero), (right, right_zero) = _bytes(x), _bytes(w)
+    total = convolve_integers(left, right, window, x_zero=left_zero, w_zero=right_zero, groups=call["group"])
     channels = (-1,) + (1,) * (x.codes.ndim - 2)
     scale = x.scale.reshape(()).astype(jnp.float32) * w.scale.astype(jnp.float32)
     scale = scale.reshape(channels) if scale.size > 1 else scale.reshape(())
@@ -138,6 +140,12 @@ def _conv(call: Call, x: Any, w: Any, bias: Any = None) -> Any:
     if bias is not None:
         result = result + _numbers(bias).reshape(channels).astype(jnp.float32)
     return result.astype(x.dtype)
+
+
+def _bytes(q: Quantized) -> tuple[Array, Array | None]:
+    """Codes and zero point in eight bits."""
+    dtype = jnp.uint8 if jnp.issubdtype(q.codes.dtype, jnp.unsignedinteger) else jnp.int8
+    return q.codes.astype(dtype), None if q.zero_point is None else q.zero_point.astype(dtype)
 
 
 def _numbers(value: Any) -> Array:

@@ -83,7 +83,7 @@ def attend(
     products = products if is_bare else times(products, scale)
     capped = softcap * jnp.tanh(products / softcap) if softcap > 0 else products
     softmax_dtype = wide if softmax_dtype is None else softmax_dtype
-    lowest = max(float(jnp.finfo(t).min) for t in (wide, softmax_dtype))  # type: ignore[no-untyped-call]
+    lowest = max(float(jnp.finfo(t).min) for t in (wide, softmax_dtype))
     scores = capped if bias is None else capped + jnp.maximum(bias.astype(wide), lowest)
     scores = scores if allowed is None else jnp.where(allowed, scores, lowest)
     weights = jax.nn.softmax(scores.astype(softmax_dtype), -1)

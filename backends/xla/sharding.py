@@ -142,12 +142,15 @@ def _regions(graph: Graph) -> list[_Region]:
             value = leader[value]
         return value
 
+    def around(node: Node) -> list[Value]:
+        return [v for v in (*node.operands, *node.results) if v is not None and v in active]
+
     active = _active(graph)
     nodes = list(graph.nodes)
     for node in nodes:
         if _is_product(node) or node.op in _MIXING:
             continue
-        group = [v for v in (*node.operands, *node.results) if v in active]
+        group = around(node)
         for value in group[1:]:
             leader[find(value)] = find(group[0])
     regions: dict[Value, _Region] = {}
@@ -161,10 +164,8 @@ def _regions(graph: Graph) -> list[_Region]:
             if node.given(0) in active:
                 region(node.given(0)).consumers.append(node)
         elif node.op in _MIXING or node.graphs:
-            for value in (*node.operands, *node.results):
-                if value in active:
-                    assert value is not None
-                    region(value).is_closed = False
+            for value in around(node):
+                region(value).is_closed = False
     for value in graph.outputs:
         if value in active:
             region(value).is_closed = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +18,8 @@ __all__ = ["fold_symbolic"]
 Array = np.ndarray[Any, Any]
 
 # Operators that add and multiply elements, or move them as further operands say: numpy does that with objects, too.
-_AS_NUMPY = frozenset({"Add", "Sub", "Mul", "Neg", "Concat", "Flatten", "Identity", "Transpose"})
+_ARITHMETIC = frozenset({"Add", "Sub", "Mul"})
+_AS_NUMPY = _ARITHMETIC | {"Concat", "Flatten", "Identity", "Transpose"}
 _MOVING = frozenset(
     {
         *("Gather", "GatherElements", "GatherND", "Slice", "Split"),
@@ -27,8 +29,13 @@ _MOVING = frozenset(
 _MAX_ELEMENTS = 1 << 12
 
 
-def fold_symbolic(node: Node, operands: Sequence[Array | None]) -> list[Any] | None:
+def fold_symbolic(node: Node, operands: Sequence[Array | None], moves_only: bool = False) -> list[Any] | None:
     """The results of ``node`` for known operands, some of which hold symbolic dimensions; None: not in Python.
+
+    Args:
+        node: the node.
+        operands: its operands.
+        moves_only: whether some hold what can be moved, but not computed with.
 
     Raises:
         jax.errors.InconclusiveDimensionOperation: the result is another one for some sizes.
@@ -36,6 +43,8 @@ def fold_symbolic(node: Node, operands: Sequence[Array | None]) -> list[Any] | N
     if sum(o.size for o in operands if o is not None) > _MAX_ELEMENTS:
         return None
     if node.op in _MOVING and any(map(is_symbolic, operands[1:])):
+        return None
+    if moves_only and (node.op in _ARITHMETIC or (node.op in _TABLE and node.op != "Cast")):
         return None
     if node.op in _AS_NUMPY or node.op in _MOVING:
         results = evaluate(node, operands)
@@ -95,6 +104,7 @@ def _extreme(function: Callable[[Any, Any], Any]) -> Callable[..., Array]:
 
 
 _TABLE: dict[str, Callable[..., Any]] = {
+    "Neg": _elementwise(operator.neg),
     "Div": _elementwise(_quotient),
     "Mod": _elementwise(lambda a, b: a % b),
     "Equal": _elementwise(lambda a, b: bool(a == b), bool),

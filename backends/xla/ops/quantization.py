@@ -32,7 +32,7 @@ def _encoded(x: Array, zero: Array | None, dtype: Any, saturate: bool = True) ->
         return cast(x if zero is None else x + zero.astype(x.dtype), dtype, saturate)
     x = lax.round(x, lax.RoundingMethod.TO_NEAREST_EVEN)
     x = x if zero is None else x + zero.astype(x.dtype)
-    limits = jnp.iinfo(dtype)  # type: ignore[no-untyped-call]
+    limits = jnp.iinfo(dtype)
     return cast(jnp.clip(x, int(limits.min), int(limits.max)), dtype)
 
 
@@ -44,7 +44,7 @@ def _quantize_linear(call: Call, x: Array, scale: Array, zero: Array = None) -> 
     scale = spread(scale, x.shape, axis, block_size)
     zero = None if zero is None else spread(zero, x.shape, axis, block_size)
     if narrow in (jnp.float16, jnp.bfloat16):  # a quotient in float32 rounded to half as many bits is that of the type
-        info = jnp.finfo(narrow)  # type: ignore[no-untyped-call]
+        info = jnp.finfo(narrow)
         x, scale = x.astype(narrow).astype(jnp.float32), scale.astype(narrow).astype(jnp.float32)
         multiples = lax.reduce_precision(quotient(x, scale), info.nexp, info.nmant)
     else:

@@ -218,6 +218,21 @@ def test_a_convolution_is_computed_with_integers(shape, attrs, fmt, zero):
     np.testing.assert_allclose(backend("xla").compile(graph)(x)[0], want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("weights", ["int4", "int2", "uint4", "int3"])
+@pytest.mark.parametrize("fmt", ["int8", "uint8"])
+def test_narrow_weights_are_multiplied_as_integers_too(weights, fmt):
+    x = RNG.normal(size=(2, 6, 9, 8)).astype("f") * 2
+    graph = graph_of(lambda v: op.Conv(activation(v, fmt), quantized_weight((8, 6, 3, 3), 0, weights)), x.shape)
+    assert "i8" in hlo(graph, x)
+    (want,) = backend("reference").run(graph, {"x0": x}).values()
+    np.testing.assert_allclose(backend("xla").compile(graph)(x)[0], want, rtol=1e-5, atol=1e-5)
+    rows = RNG.normal(size=(5, 32)).astype("f") * 2
+    graph = graph_of(lambda v: op.MatMul(activation(v, fmt), quantized_weight((32, 6), 1, weights)), rows.shape)
+    assert "preferred_element_type=int32" in hlo(graph, rows)
+    (want,) = backend("reference").run(graph, {"x0": rows}).values()
+    np.testing.assert_allclose(backend("xla").compile(graph)(rows)[0], want, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("fmt", ["int8", "int4", "int2", "uint4"])
 def test_weights_alone_stay_narrow_and_are_scaled_after_the_product(fmt):
     graph = graph_of(lambda x: op.MatMul(x, quantized_weight((64, 48), 1, fmt)), (sym("n"), 64))

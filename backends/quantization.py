@@ -54,15 +54,18 @@ class Codes:
         )
 
 
-def encode(graph: Graph, activation: str = "") -> None:
+def encode(graph: Graph, activation: str = "", *, dynamic_blocks: bool = True) -> None:
     """Spell every FakeQuantize of ``graph`` in place.
 
     Args:
         graph: the graph.
         activation: the eight-bit type for values that are no constants: ``int8`` or ``uint8``, "" for what they have.
+        dynamic_blocks: whether to do so, too, where the range of each block is found at run time.
     """
     known: dict[tuple[object, ...], Value] = {}
     for node in [n for n in graph.walk() if n.op == FAKE_QUANTIZE]:
+        if not dynamic_blocks and node.operand(1) is None and node.attrs.get("block_size"):
+            continue
         _substitute(node, _encoded(node, activation, known))
 
 

@@ -18,11 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ...ir.quantization import FAKE_QUANTIZE, Format, format_of
 from .integers import multiply_integers
 from .lowering import Call, lowers_integers
-from .precision import precision_of
+from .precision import precision_of, quotient
+from .values import is_known, traced
 
-__all__ = ["Quantized", "spread"]
+__all__ = ["Quantized", "dynamic_scale", "quantized_result", "spread"]
 
 Array = Any
 
@@ -72,6 +74,34 @@ def spread(parameter: Array, shape: Sequence[Any], axis: int, block_size: int = 
     return parameter.reshape([-1 if i == axis else 1 for i in range(len(shape))])
 
 
+def quantized_result(call: Call) -> Quantized | None:
+    """The result of a node as codes with a scale, if that is what it makes: integers of eight bits at most."""
+    if call.node.op == FAKE_QUANTIZE and call.operands[1:] in ([], [None], [None, None]):
+        x, form = traced(call.operands[0]), format_of(call.node)
+        axis, block_size = call.node.attrs.get("axis", 1), call.node.attrs.get("block_size", 0)
+        if block_size != x.shape[axis % x.ndim] or form.bits > 8:
+            return None
+        wide = x.astype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
+        scale = dynamic_scale(jnp.max(jnp.abs(wide), axis=axis, keepdims=True), form)
+        codes = lax.round(quotient(wide, scale), lax.RoundingMethod.TO_NEAREST_EVEN)
+        codes = jnp.clip(jnp.where(jnp.isnan(codes), 0, codes), form.low, form.high).astype(jnp.int8)
+        return Quantized(codes, scale, None, axis, block_size, call.dtype())
+    if call.node.op != "DequantizeLinear":
+        return None
+    codes, scale, zero_point = (*call.operands, None)[:3]
+    codes, scale = traced(codes), scale if is_known(scale) else traced(scale)
+    zero_point = zero_point if is_known(zero_point) else traced(zero_point)
+    if not jnp.issubdtype(codes.dtype, jnp.integer) or jnp.iinfo(codes.dtype).bits > 8:
+        return None
+    return Quantized(codes, scale, zero_point, call["axis"], call["block_size"], call.dtype())
+
+
+def dynamic_scale(largest: Array, form: Format) -> Array:
+    """The scale that makes the largest magnitude the highest code of ``form``; 1 where all is 0."""
+    scale = quotient(largest, np.asarray(form.high, largest.dtype))
+    return jnp.where(scale > 0, scale, jnp.ones((), scale.dtype))
+
+
 # products
 
 
@@ -81,11 +111,12 @@ def _matmul(call: Call, x: Any, w: Any) -> Any:
         return NotImplemented
     if not isinstance(x, Quantized):
         return _weight_only(call, x, w)
-    if not x.is_per_tensor or not _scales_outputs(w) or w.codes.ndim < 2 or x.codes.ndim < 2:
+    if not _scales_rows(x) or not _scales_outputs(w) or w.codes.ndim < 2 or x.codes.ndim < 2:
         return NotImplemented
     zeros = [None if q.zero_point is None else _last(q) for q in (x, w)]
     total = multiply_integers(x.codes, w.codes, *zeros)
-    scale = x.scale.reshape(()).astype(jnp.float32) * w.scale.astype(jnp.float32)
+    rows = x.scale.reshape(()) if x.is_per_tensor else x.scale
+    scale = rows.astype(jnp.float32) * w.scale.astype(jnp.float32)
     return (total.astype(jnp.float32) * scale).astype(x.dtype)
 
 
@@ -94,11 +125,28 @@ def _gemm(call: Call, x: Any, w: Any, bias: Any = None) -> Any:
     if not isinstance(w, Quantized) or (call["alpha"], call["beta"]) != (1.0, 1.0):
         return NotImplemented
     if call["transA"]:
-        x = replace(x, codes=x.codes.T, axis=1 - x.axis % 2) if isinstance(x, Quantized) else x.T
+        x = _transposed(x) if isinstance(x, Quantized) else x.T
     if call["transB"]:
-        w = replace(w, codes=w.codes.T, axis=1 - w.axis % 2)
+        w = _transposed(w)
     result = _matmul(call, x, w)
     return result if result is NotImplemented or bias is None else result + _numbers(bias)
+
+
+def _transposed(q: Quantized) -> Quantized:
+    """A transposed matrix; parameters in blocks have its dimensions, and are transposed with it."""
+    scale, zero = (
+        (q.scale.T, None if q.zero_point is None else q.zero_point.T) if q.block_size else (q.scale, q.zero_point)
+    )
+    return replace(q, codes=q.codes.T, scale=scale, zero_point=zero, axis=1 - q.axis % 2)
+
+
+def _scales_rows(x: Quantized) -> bool:
+    """Whether each row of a left factor has one scale, and no zero point if there are several."""
+    if x.is_per_tensor:
+        return True
+    return bool(
+        x.block_size and x.zero_point is None and x.axis % x.codes.ndim == x.codes.ndim - 1 and x.scale.shape[-1] == 1
+    )
 
 
 def _scales_outputs(w: Quantized) -> bool:

@@ -28,7 +28,6 @@ __all__ = ["Choice", "Knowledge", "Settings", "apply", "choose_ranges", "learn",
 Array = np.ndarray[Any, Any]
 Choice = Literal["integers", "blocks", "weights", "float"]
 _GRAMS = 256 << 20  # bytes of matrices that are collected in one go
-_BLOCK = 128  # neighbours that share a scale where activations are quantized in blocks of their rows
 _FakeQuantize = op.domain("planish").FakeQuantize
 _TABLE = parse_format("int8")
 _TINY = 1e-30
@@ -264,14 +263,15 @@ def apply(graph: Graph, choices: Sequence[Choice], knowledge: Knowledge, setting
         for quantizer in quantizers:
             _saturate(quantizer, settings)
     elif settings.activations == "dynamic":
-        _dynamic(integers, {"format": "uint8"})
+        _dynamic(integers, lambda layer: {"format": "uint8"})
     _quantize_tables(graph, knowledge, settings)
     in_blocks = [layer for layer, choice in chosen.items() if choice == "blocks"]
-    _dynamic(in_blocks, {"format": "int8", "axis": -1, "block_size": _BLOCK})
+    size = settings.target.block_size
+    _dynamic(in_blocks, lambda layer: {"format": "int8", "axis": -1, "block_size": size or layer.inputs})
     for i, layer in enumerate(knowledge.layers):
         if choices[i] == "float":
             continue
-        rounded = knowledge.rounded[i] if choices[i] != "blocks" else _in_blocks(i, knowledge, settings)
+        rounded = _in_blocks(i, knowledge, settings) if choices[i] == "blocks" and size else knowledge.rounded[i]
         _insert([fake := fake_quantized(layer, rounded)], layer.node)
         if settings.correct_bias:
             _correct_bias(layer, rounded)
@@ -294,7 +294,9 @@ def _in_blocks(i: int, knowledge: Knowledge, settings: Settings) -> Rounded:
     """The weight of layer ``i`` in blocks, for activations in blocks."""
     if i not in knowledge.blocks:
         method = settings.rounding.method
-        how = replace(settings.rounding, granularity=_BLOCK, method="mse" if method in NEEDS_GRAM else method)
+        how = replace(
+            settings.rounding, granularity=settings.target.block_size, method="mse" if method in NEEDS_GRAM else method
+        )
         layer = knowledge.layers[i]
         knowledge.blocks[i] = round_weight(layer, how, knowledge.channels.get(layer.x))
     return knowledge.blocks[i]
@@ -360,13 +362,13 @@ def _bounds(quantizer: Node) -> tuple[float, float]:
     return (form.low - offset) * step, (form.high - offset) * step
 
 
-def _dynamic(layers: Sequence[Layer], attrs: Mapping[str, Any]) -> None:
+def _dynamic(layers: Sequence[Layer], attrs: Callable[[Layer], Mapping[str, Any]]) -> None:
     """Let ``layers`` read what they multiply quantized at run time; a value that several read is quantized once."""
     quantized: dict[Value, Value] = {}
     for layer in sorted(layers, key=lambda layer: layer.node.order):
         x = layer.x
         if x not in quantized or not edit.dominates(quantized[x], layer.node):
-            quantized[x] = _FakeQuantize(x, **attrs)
+            quantized[x] = _FakeQuantize(x, **attrs(layer))
             _insert([quantized[x]], layer.node)
         edit.set_operand(layer.node, 0, quantized[x])
 

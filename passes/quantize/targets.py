@@ -40,6 +40,7 @@ class Target:
         residual_only: whether of an addition only the operand that does not come from a convolution is quantized.
         dynamic: layers for which ranges may be found at run time.
         blocks: layers for which that may be done for blocks of rows.
+        block_size: of those: so many neighbours, or whole rows (0), whose products are integers with a scale per row.
         tables: operators that pick rows of a table, which may be stored as integers.
     """
 
@@ -56,6 +57,7 @@ class Target:
     residual_only: bool = False
     dynamic: frozenset[str] = frozenset()
     blocks: frozenset[str] = frozenset()
+    block_size: int = 128
     tables: frozenset[str] = frozenset()
 
 
@@ -86,7 +88,13 @@ _TARGETS = {
             computes=frozenset({"Add", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat"}),
             residual_only=True,
         ),
-        Target("xla", dynamic=frozenset({"MatMul", "Gemm"}), tables=frozenset({"Gather"})),
+        Target(
+            "xla",
+            dynamic=frozenset({"MatMul", "Gemm"}),
+            blocks=frozenset({"MatMul", "Gemm"}),
+            block_size=0,
+            tables=frozenset({"Gather"}),
+        ),
     )
 }
 _HERE = "onnxruntime:arm64" if platform.machine().lower() in ("arm64", "aarch64") else "onnxruntime:x64"

@@ -18,7 +18,7 @@ from jax import lax
 from ....ir.quantization import FAKE_QUANTIZE, Format, format_of
 from ..lowering import Call, lowers
 from ..precision import quotient
-from ..quantized import spread
+from ..quantized import dynamic_scale, spread
 
 Array = Any
 
@@ -85,6 +85,5 @@ def _in_blocks(x: Array, form: Format, axis: int, block_size: int) -> Array:
     padded = lax.pad(x, jnp.zeros((), x.dtype), padding)
     count = padded.shape[axis] // block_size
     blocks = padded.reshape(*x.shape[:axis], count, block_size, *x.shape[axis + 1 :])
-    scale = quotient(jnp.max(jnp.abs(blocks), axis=axis + 1, keepdims=True), x.dtype.type(form.high))
-    scale = lax.stop_gradient(jnp.where(scale > 0, scale, 1))
+    scale = lax.stop_gradient(dynamic_scale(jnp.max(jnp.abs(blocks), axis=axis + 1, keepdims=True), form))
     return lax.slice_in_dim(_rounded(blocks, scale, 0, form).reshape(padded.shape), 0, size, axis=axis)

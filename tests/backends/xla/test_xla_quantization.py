@@ -287,6 +287,33 @@ def test_what_has_no_integers_gets_numbers():
     np.testing.assert_allclose(backend("xla").compile(graph)(x)[0], want, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(4, 32), (2, 3, 32)])
+def test_a_dynamic_range_per_row_gives_integers_with_a_scale_per_row(shape):
+    def build(x):
+        return op.MatMul(fake(x, None, axis=-1, block_size=32), quantized_weight((32, 6), 1))
+
+    graph = graph_of(build, (sym("n"), *shape[1:]))
+    x = RNG.normal(size=shape).astype("f") * np.logspace(-2, 3, shape[-2]).astype("f")[:, None]
+    assert "preferred_element_type=int32" in hlo(graph, x)
+    (want,) = backend("reference").run(graph, {"x0": x}).values()
+    got = backend("xla").compile(graph)(x)[0]
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6 * np.abs(want).max(-1, keepdims=True).min())
+
+
+@pytest.mark.parametrize("block", [8, 32])
+def test_gemm_transposes_what_is_in_blocks(block):
+    w = RNG.normal(size=(7, 32)).astype("f")
+    scale = constant((np.abs(w.reshape(7, 32 // block, block)).max(2) / 127).astype("f"))
+
+    def build(x):
+        rows = fake(x, None, axis=-1, block_size=32)
+        return op.Gemm(rows, fake(constant(w), scale, axis=1, block_size=block), transB=1)
+
+    graph, x = graph_of(build, (4, 32)), RNG.normal(size=(4, 32)).astype("f")
+    (want,) = backend("reference").run(graph, {"x0": x}).values()
+    np.testing.assert_allclose(backend("xla").compile(graph)(x)[0], want, rtol=1e-5, atol=1e-5)
+
+
 def test_a_dynamic_range_gives_integers_as_well():
     graph = graph_of(lambda x: op.MatMul(fake(x, None, format="uint8"), quantized_weight((32, 6), 1)), (sym("n"), 32))
     x = RNG.normal(size=(4, 32)).astype("f")

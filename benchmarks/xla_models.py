@@ -113,7 +113,9 @@ def main() -> None:
         arguments.json.write_text(json.dumps(results, indent=1))
     passed = [r for r in results if "failed" not in r]
     within = [r for r in passed if max(r["error"], r["export"]) <= arguments.tolerance]
-    print(f"{len(results)}: {len(passed)} run, export, compile; {len(within)} within {arguments.tolerance:g} of PyTorch")
+    print(
+        f"{len(results)}: {len(passed)} run, export, compile; {len(within)} within {arguments.tolerance:g} of PyTorch"
+    )
 
 
 if __name__ == "__main__":

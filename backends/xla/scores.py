@@ -2,10 +2,10 @@
 
 What the form of it is worth was measured on programs compiled for CPU and TPU v5e (JAX 0.10). Where nothing comes
 between product and softmax, scaled queries let the TPU compiler put its own kernel in place of all three, and 2048
-positions need no memory for scores; elsewhere scaling the scores moves fewer bytes. Query heads that share keys are
-further rows of one matrix: with keys repeated, or heads as a dimension of their own, up to twice the bytes move. A
-masked score is the lowest finite number, and rows without any key are cleared in the result, which is small: a softmax
-that looks for such rows is not fused with the products around it.
+positions need no memory for scores; elsewhere scaling the scores, and dividing by their sum last, moves fewer bytes.
+Query heads that share keys are further rows of one matrix: with keys repeated, or heads as a dimension of their own, up
+to twice the bytes move. A masked score is the lowest finite number, and rows without any key are cleared in the result,
+which is small: a softmax that looks for such rows is not fused with the products around it.
 """
 
 from __future__ import annotations
@@ -87,8 +87,9 @@ def attend(
     scores = capped if bias is None else capped + jnp.maximum(bias.astype(wide), lowest)
     scores = scores if allowed is None else jnp.where(allowed, scores, lowest)
     weights = jax.nn.softmax(scores.astype(softmax_dtype), -1)
-    result = weighted(weights, value, query.dtype, precision)
-    biased = scores
+    if is_bare:
+        return Stages(products, capped, scores, weights, weighted(weights, value, query.dtype, precision))
+    biased, some = scores, None
     if has_empty_rows and (bias is not None or allowed is not None):
         is_used = True if allowed is None else allowed
         if bias is not None:
@@ -96,10 +97,22 @@ def attend(
         biased = jnp.where(is_used, scores, -jnp.inf)
         some = jnp.any(is_used, -1, keepdims=True)
         weights = jnp.where(some, weights, 0)
-        result = jnp.where(some, result, 0)
     elif allowed is not None:
         biased = jnp.where(allowed, scores, -jnp.inf)
+    if query.dtype == jnp.float16:  # its suite's tolerance is that of normalized weights
+        return Stages(products, capped, biased, weights, weighted(weights, value, query.dtype, precision))
+    result = _normalized_last(scores.astype(softmax_dtype), some, value, query.dtype, precision)
     return Stages(products, capped, biased, weights, result)
+
+
+def _normalized_last(
+    scores: Array, some: Array | None, value: Array, dtype: Any, precision: lax.Precision | None
+) -> Array:
+    """The sums of values by the softmax of ``scores``, 0 in rows without ``some`` key, divided after the sum."""
+    powers = jnp.exp(scores - lax.stop_gradient(jnp.max(scores, -1, keepdims=True)))
+    total = jnp.sum(powers, -1, keepdims=True)
+    factor = 1 / total if some is None else jnp.where(some, 1 / total, 0)
+    return (_sums(powers.astype(dtype), value, dtype, precision) * factor).astype(dtype)
 
 
 def times(x: Array, factor: float) -> Array:
@@ -111,10 +124,13 @@ def weighted(weights: Array, value: Array, dtype: Any, precision: lax.Precision 
     """The sums (B, H, Q, E), as ``dtype``, of values (B, H, K, E) with ``weights`` (B, H, Q, K)."""
     if dtype != jnp.float16:  # no TPU multiplies it, and rounding weights to it alone exceeds the standard's tolerance
         weights = weights.astype(dtype)
-    weights, value = _alike(weights, value)
-    wide = sum_type(dtype)
-    sums = jnp.einsum("bhqk,bhkd->bhqd", weights, value, precision=precision, preferred_element_type=wide)
-    return sums.astype(dtype)
+    return _sums(weights, value, dtype, precision).astype(dtype)
+
+
+def _sums(weights: Array, value: Array, dtype: Any, precision: lax.Precision | None) -> Array:
+    """The sums in the type of sums for ``dtype``."""
+    wide, (weights, value) = sum_type(dtype), _alike(weights, value)
+    return jnp.einsum("bhqk,bhkd->bhqd", weights, value, precision=precision, preferred_element_type=wide)
 
 
 def _alike(a: Array, b: Array) -> tuple[Array, Array]:

@@ -85,3 +85,32 @@ def test_unknown_variants_are_refused(cli, model, tmp_path, target, message):
     done = cli("optimize", model, "--target", target, "-o", tmp_path / f"o.{suffix}", "--verify", "off", "--no-measure")
     assert done.code == 2
     assert message in done.err
+
+
+def test_a_jax_function_is_a_model_on_the_command_line(cli, tmp_path):
+    source = tmp_path / "net.py"
+    source.write_text(
+        """
+import jax
+import jax.numpy as jnp
+import numpy as np
+from planish.frontends.jax import JaxModel
+
+PARAMS = {"w": np.eye(4, 3, dtype="f"), "b": np.ones(3, "f")}
+
+
+def build():
+    x = jax.ShapeDtypeStruct((2, 4), jnp.float32)
+    apply = lambda params, x: {"y": jax.nn.relu(x @ params["w"] + params["b"])}
+    return JaxModel(apply, args=(x,), params=PARAMS, dynamic_shapes={"x": "batch, 4"})
+"""
+    )
+    out = tmp_path / "net.onnx"
+    assert cli("optimize", f"{source}:build", "-o", out, "--no-measure").code == 0
+    graph = planish.load(out)
+    assert [(v.name, str(v.type)) for v in graph.inputs] == [("x", "float[batch,4]")]
+    x = np.random.default_rng(0).normal(size=(5, 4)).astype("f")
+    y = planish.backends.backend("onnxruntime").run(graph, {"x": x})["y"]
+    np.testing.assert_allclose(y, np.maximum(x[:, :3] + 1, 0), rtol=1e-6)
+    round_trip = planish.to_jax(graph)
+    np.testing.assert_allclose(round_trip(round_trip.params, x)[0], y, rtol=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -11,16 +12,21 @@ import numpy as np
 from ...ir.errors import PlanishError
 from ...ir.graph import Graph
 from ...ir.types import DType, TensorType, Type
-from ..base import Executable
+from ..base import Executable, LoweringError
 from .function import JaxFunction, to_jax
 from .lowering import DataDependentError
+from .padded import Padded
 
 __all__ = ["XlaExecutable", "compile_graph", "for_inference"]
 
 
 def for_inference(graph: Graph, **options: Any) -> JaxFunction:
-    """``graph`` as a JAX function that computes quantized products with integers, unless ``options`` say otherwise."""
-    return to_jax(graph, **{"quantization": "integers", **options})
+    """``graph`` as a JAX function for programs.
+
+    Unless ``options`` say otherwise, it computes quantized products with integers, and pads results whose sizes depend
+    on data.
+    """
+    return to_jax(graph, **{"quantization": "integers", "data_dependent": "padded", **options})
 
 
 def compile_graph(graph: Graph, **options: Any) -> XlaExecutable:
@@ -35,9 +41,9 @@ def compile_graph(graph: Graph, **options: Any) -> XlaExecutable:
 class XlaExecutable(Executable):
     """A JAX function behind the interface of executables: numpy arrays in and out, of the types that the model states.
 
-    A graph whose results have shapes that depend on data (`NonZero` …) runs operator by operator; every other one is
-    compiled when it first sees the shapes of its inputs, and the elements of those inputs that decide shapes. Where it
-    shows only then that a shape depends on data, it runs operator by operator from then on.
+    It is compiled when it first sees the shapes of its inputs, and the elements of those inputs that decide shapes.
+    Results whose sizes depend on data (of `NonZero` …) are padded in the program, and cut here. Where that shows to be
+    impossible, or the function's options want none of it, the graph runs operator by operator.
     """
 
     def __init__(self, function: JaxFunction):
@@ -49,6 +55,10 @@ class XlaExecutable(Executable):
         self._compiled: dict[Any, Any] = {}
         self._params: dict[str, Any] | None = None
         self._data_dependent = list(function.plan.data_dependent)
+        self._eager = JaxFunction(function.plan, replace(function.options, data_dependent="exact"))
+        self._refusal = ""  # why it runs operator by operator
+        if self._data_dependent and function.options.data_dependent == "exact":
+            self._refusal = "results that depend on data are to be exact"
         self.traces = 0
 
     def run(self, inputs: Mapping[str, Any]) -> list[Any]:
@@ -57,7 +67,7 @@ class XlaExecutable(Executable):
         if unknown:
             raise PlanishError(f"the model has no input {unknown[0]!r}")
         values = [self._value(name, inputs) for name, _ in self.inputs]
-        with jax.enable_x64(True):  # type: ignore[no-untyped-call]
+        with jax.enable_x64(True):
             try:
                 results = self._run(values)
             except jax.errors.JaxRuntimeError as error:
@@ -76,8 +86,8 @@ class XlaExecutable(Executable):
         function = self.function
         if self._params is None:
             self._params = {name: jax.numpy.asarray(array) for name, array in function.params.items()}
-        if self._data_dependent:
-            return function(self._params, *values)
+        if self._refusal:
+            return self._eager(self._params, *values)
         static = set(function.static_inputs)
         key = tuple(_key(values[i]) for i in function.static_inputs)
         compiled = self._compiled.get(key)
@@ -92,18 +102,23 @@ class XlaExecutable(Executable):
             compiled = self._compiled[key] = jax.jit(call)
         try:
             results: Sequence[Any] = compiled(self._params, *(v for i, v in enumerate(values) if i not in static))
-        except DataDependentError as error:
-            self._data_dependent += [problem.node for problem in error.problems]
-            return function(self._params, *values)
+        except LoweringError as error:
+            if not (self._data_dependent or isinstance(error, DataDependentError)):
+                raise
+            results = self._eager(self._params, *values)  # where this fails, too, the inputs are at fault
+            self._refusal = "; ".join(map(str, error.problems))
+            nodes = [p.node for p in error.problems if isinstance(error, DataDependentError)]
+            self._data_dependent += [node for node in nodes if node not in self._data_dependent]
         return results
 
     def report(self) -> dict[str, Any]:
-        """How it runs."""
+        """How it runs. Whether it can be compiled with results that depend on data shows in the first run."""
         plan = self.function.plan
         return {
             "backend": "xla",
             "platform": jax.default_backend(),
-            "compiled": not self._data_dependent,
+            "compiled": not self._refusal,
+            **({"not_compiled_because": self._refusal} if self._refusal else {}),
             "data_dependent": [str(node) for node in self._data_dependent],
             "static_inputs": [self.inputs[i][0] for i in plan.static_inputs],
             "traces": self.traces,
@@ -119,12 +134,14 @@ def _key(value: Any) -> Any:
 
 
 def _result(value: Any, type_: Type) -> Any:
-    """A result as numpy has it, in the type that the model states."""
+    """A result as numpy has it, in the type that the model states; it is the caller's own."""
     if value is None:
         return None
+    if isinstance(value, Padded):
+        value = value.cut()
     if isinstance(value, list):
         return [_result(v, getattr(type_, "element", type_)) for v in value]
-    array = np.asarray(value)
+    array = np.array(value)
     if isinstance(type_, TensorType) and type_.dtype and type_.dtype is not DType.from_numpy(array.dtype):
         raise PlanishError(f"xla: a result of {array.dtype} where the model states {type_.dtype.text}")
     return array

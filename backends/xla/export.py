@@ -17,6 +17,7 @@ from ..base import Executable, Written
 from . import archive
 from .executable import for_inference
 from .function import JaxFunction
+from .padded import Padded, in_parts
 from .symbols import Assumptions, abstract_inputs, assumptions_of
 
 __all__ = ["PLATFORMS", "Exported", "export_function", "load", "save", "signature", "wide"]
@@ -36,7 +37,7 @@ def wide(graph: Graph) -> bool:
 def export_function(
     function: JaxFunction, platforms: Sequence[str] = PLATFORMS, sizes: Mapping[str, int] | None = None
 ) -> tuple[export.Exported, Assumptions]:
-    """``function`` as StableHLO, and what it assumes of sizes.
+    """``function`` as StableHLO, and what it assumes of sizes. A padded output is a pair: values, and their count.
 
     Where shapes only fit together under conditions (a table holds 512 positions; a mask is as long as the keys), these
     are assumed; whoever calls the module with other sizes gets an error.
@@ -63,7 +64,7 @@ def export_function(
 
 def _exported(function: JaxFunction, platforms: Sequence[str], inputs: Sequence[Any]) -> export.Exported:
     try:
-        return export.export(jax.jit(function), platforms=tuple(platforms))(function.param_shapes, *inputs)
+        return export.export(jax.jit(in_parts(function)), platforms=tuple(platforms))(function.param_shapes, *inputs)
     except (TypeError, ValueError, NotImplementedError, jax.errors.InconclusiveDimensionOperation) as error:
         raise PlanishError(f"xla cannot export the model: {' '.join(str(error).split())[:400]}") from error
 
@@ -103,21 +104,31 @@ def save(
         "inputs": dict(zip([name for name, _ in function.inputs], shapes, strict=True)),
         "weights": len(function.plan.tensors),
         **({"assumes": str(assumed)} if assumed else {}),
+        **({"padded": function.padded} if function.padded else {}),
     }
     inputs = ", ".join(f"{name} {shape}" for name, shape in facts["inputs"].items())
     return Written(
         facts,
         f"StableHLO for {', '.join(platforms)}: {inputs}; {facts['weights']} weights"
-        + (f"; for {assumed}" if assumed else ""),
+        + (f"; for {assumed}" if assumed else "")
+        + padding_of(function),
     )
 
 
+def padding_of(function: JaxFunction) -> str:
+    """Which outputs of ``function``, which has been traced, come with a count."""
+    found = ", ".join(f"{name} along {axis}" for name, axis in function.padded.items())
+    return f"; padded, with a count: {found}" if found else ""
+
+
 def signature(function: JaxFunction) -> dict[str, Any]:
-    """Inputs and outputs for a manifest."""
-    outputs = [v.type for v in function.plan.graph.outputs]
+    """Inputs and outputs of ``function``, which has been traced, for a manifest. Padded outputs state their axis."""
+    types = [v.type for v in function.plan.graph.outputs]
+    outputs = [archive.described(name, t) for name, t in zip(function.outputs, types, strict=True)]
+    padded = function.padded
     return {
         "inputs": [archive.described(name, type_) for name, type_ in function.inputs],
-        "outputs": [archive.described(name, t) for name, t in zip(function.outputs, outputs, strict=True)],
+        "outputs": [{**o, "padded": padded[o["name"]]} if o["name"] in padded else o for o in outputs],
         "wide": wide(function.plan.graph),
     }
 
@@ -128,6 +139,8 @@ class Exported(Executable):
     Attributes:
         exported: the ``jax.export.Exported``: its ``call(params, *inputs)`` can be part of other JAX functions.
         params: the weights by name.
+        padded: the outputs whose sizes depend on data, and the axis of each. ``exported`` has a pair for them: values
+            of the largest size, and the number of those that count; `run` cuts them.
     """
 
     def __init__(self, exported: export.Exported, params: dict[str, np.ndarray[Any, Any]], manifest: Mapping[str, Any]):
@@ -136,6 +149,7 @@ class Exported(Executable):
         self.inputs = [archive.parsed(i) for i in manifest["inputs"]]
         self._results = [archive.parsed(o) for o in manifest["outputs"]]
         self.outputs = [name for name, _ in self._results]
+        self.padded = {str(o["name"]): int(o["padded"]) for o in manifest["outputs"] if "padded" in o}
         self._wide = bool(manifest["wide"])
         self._limits = dict(manifest["limits"])
         self._call = jax.jit(exported.call)
@@ -154,7 +168,13 @@ class Exported(Executable):
                 results = self._call(self._placed, *(_narrow(name, inputs[name]) for name, _ in self.inputs))
             except (TypeError, ValueError, jax.errors.JaxRuntimeError) as error:
                 raise PlanishError(f"xla: {' '.join(str(error).split())[:400]}") from error
-            return [_as_stated(r, t) for r, (_, t) in zip(results, self._results, strict=True)]
+            return [self._result(r, n, t) for r, (n, t) in zip(results, self._results, strict=True)]
+
+    def _result(self, value: Any, name: str, type_: Type) -> Any:
+        if name in self.padded:
+            values, count = value
+            value = Padded(values, count, self.padded[name]).cut()
+        return _as_stated(value, type_)
 
     def _check_limits(self, inputs: Mapping[str, Any]) -> None:
         for name, type_ in self.inputs if self._limits else ():
@@ -166,7 +186,8 @@ class Exported(Executable):
 
     def report(self) -> dict[str, Any]:
         """What it was exported for."""
-        return {"backend": "xla", "platforms": list(self.exported.platforms), "platform": jax.default_backend()}
+        facts = {"backend": "xla", "platforms": list(self.exported.platforms), "platform": jax.default_backend()}
+        return {**facts, "padded": self.padded} if self.padded else facts
 
 
 def _narrow(name: str, value: Any) -> np.ndarray[Any, Any]:
@@ -185,7 +206,7 @@ def _as_stated(value: Any, type_: Type) -> Any:
     if isinstance(value, list | tuple):
         element = type_.element if isinstance(type_, SequenceType) else type_
         return [_as_stated(v, element) for v in value]
-    array = np.asarray(value)
+    array = np.array(value)
     return array.astype(type_.dtype.numpy, copy=False) if isinstance(type_, TensorType) and type_.dtype else array
 
 

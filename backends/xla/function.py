@@ -18,6 +18,7 @@ from ..legalize import CanonicalTarget, legalize
 from ..quantization import encode
 from .interpreter import Interpreter, Options
 from .lowering import find
+from .padded import Padded
 from .plan import Plan
 from .values import concrete, is_known, narrowed, traced
 
@@ -36,7 +37,7 @@ def lower(graph: Graph, quantization: str = "fake") -> Graph:
     """
     lowered = clone_graph(graph)
     if quantization == "integers":
-        encode(lowered, "int8")
+        encode(lowered, "int8", dynamic_blocks=False)
     legalize(lowered, CanonicalTarget("xla", lambda node: find(node.op) is not None))
     return lowered
 
@@ -77,7 +78,8 @@ def make_options(**options: Any) -> Options:
 class JaxFunction:
     """A graph as a function of its weights and inputs, to be given to ``jax.jit``, ``jax.grad``, ``jax.vmap`` ….
 
-    Call it as ``f(params, *inputs)``; it returns a tuple of the outputs. Inputs are arrays, a sequence is a list.
+    Call it as ``f(params, *inputs)``; it returns a tuple of the outputs. Inputs are arrays, a sequence is a list. With
+    ``data_dependent="padded"``, an output whose size depends on data is a `planish.backends.xla.padded.Padded`.
     An input that decides a shape (`static_inputs`) must be a concrete array, not a tracer.
 
     Attributes:
@@ -86,6 +88,8 @@ class JaxFunction:
         inputs: name and type of every input.
         outputs: the names of the outputs.
         static_inputs: the positions of the inputs that decide shapes.
+        padded: the outputs that the latest call, which may have been a trace, gave as
+            `planish.backends.xla.padded.Padded`, and the axis of each.
     """
 
     def __init__(self, plan: Plan, options: Options):
@@ -94,6 +98,7 @@ class JaxFunction:
         self.inputs: list[tuple[str, Type]] = [(v.name, v.type) for v in plan.graph.inputs]
         self.outputs = [o.name for o in plan.graph.output_info]
         self.static_inputs = plan.static_inputs
+        self.padded: dict[str, int] = {}
 
     @property
     def params(self) -> dict[str, np.ndarray[Any, Any]]:
@@ -117,7 +122,8 @@ class JaxFunction:
             raise PlanishError(f"params lack {missing[0]!r}: give all of the function's own, {len(self.plan.tensors)}")
         values = [self._input(i, value) for i, value in enumerate(self._complete(inputs))]
         results = Interpreter(self.plan, params, self.options).run(self.plan.graph, values)
-        return tuple(traced(r) for r in results)
+        self.padded = {n: r.axis for n, r in zip(self.outputs, results, strict=True) if isinstance(r, Padded)}
+        return tuple(r if isinstance(r, Padded) else traced(r) for r in results)
 
     def _complete(self, inputs: Sequence[Any]) -> list[Any]:
         """The inputs, with defaults for the last ones."""

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ...ir.errors import PlanishError
 from ...ir.evaluate import can_evaluate, evaluate
 from ...ir.graph import Graph, Node, Value
-from .lowering import Call, DataDependentError, Lowering, find, find_integers
+from .lowering import Call, DataDependentError, Lowering, find, find_integers, find_padded
+from .padded import MIXES, Padded, has_entries
 from .plan import Plan
-from .quantized import Quantized
+from .quantized import Quantized, quantized_result
 from .symbolic import fold_symbolic
 from .values import concrete, is_known, is_symbolic, traced
 
@@ -41,11 +41,15 @@ class Options:
         quantization: ``fake`` computes quantized values as numbers, with a straight-through gradient; ``integers``
             computes quantized products with integers and stores quantized weights as integers.
         attention: ``auto`` takes a Pallas kernel on TPU where the shapes allow, ``plain`` never does.
+        data_dependent: results whose sizes depend on data (`NonZero` …) are ``exact``, which they cannot be within a
+            trace, or ``padded`` to the largest size that they can have, with a count: see
+            `planish.backends.xla.padded`. An operator that cannot carry such a value on is refused.
     """
 
     precision: Literal["default", "highest"] = "default"
     quantization: Literal["fake", "integers"] = "fake"
     attention: Literal["auto", "plain"] = "auto"
+    data_dependent: Literal["exact", "padded"] = "exact"
 
 
 class Interpreter:
@@ -62,6 +66,7 @@ class Interpreter:
         self.params = params
         self.options = options
         self._constants: dict[Value, Any] = {}
+        self._dividends: list[Any] = []  # sizes of which remainders were taken
 
     def run(self, graph: Graph, inputs: Sequence[Any], env: dict[Value, Any] | None = None) -> list[Any]:
         """The outputs of ``graph``.
@@ -107,18 +112,43 @@ class Interpreter:
             if folded is not None:
                 return folded
             with jax.named_scope(node.name or node.op):
-                results = self._in_integers(call, lowering)
+                results = self._padded(call, lowering)
+                if results is None:
+                    results = self._in_integers(call, lowering)
                 return self.lowered(call, lowering) if results is None else results
         except PlanishError:
             raise
         except _ERRORS as error:
             raise call.error(_one_line(error)) from error
 
+    def _padded(self, call: Call, lowering: Lowering) -> Sequence[Any] | None:
+        """The results of an operator with padded operands or results; None for any other.
+
+        Raises:
+            DataDependentError: there is no way to compute it for padded operands.
+        """
+        node, static = call.node, lowering.static_operands(call.node)
+        is_mixing = any(isinstance(o, Padded) or (i in static and has_entries(o)) for i, o in enumerate(call.operands))
+        is_source = self.options.data_dependent == "padded" and lowering.depends_on_data(node)
+        if is_mixing or (is_source and not all(o is None or is_known(o) for o in call.operands)):
+            function = find_padded(node.op)
+            if function is not None:
+                results = function(call, *(_entry_operand(call, i, i in static) for i in range(len(call.operands))))
+                if results is not NotImplemented:
+                    return results if isinstance(results, tuple) else (results,)
+            if is_mixing:
+                has_padded = any(isinstance(o, Padded) for o in call.operands)
+                raise DataDependentError(node, MIXES if has_padded else "has a shape of sizes that depend on data")
+        call.operands = [traced(o) if has_entries(o) else o for o in call.operands]
+        return None
+
     def _in_integers(self, call: Call, lowering: Lowering) -> Sequence[Any] | None:
         """The results of an operator with quantized operands; None where it needs numbers, which they become."""
         node = call.node
-        if self.options.quantization == "integers" and node.op == "DequantizeLinear":
-            return self._quantized(call)
+        if self.options.quantization == "integers":
+            quantized = quantized_result(call)
+            if quantized is not None:
+                return (quantized,)
         if not any(isinstance(o, Quantized) for o in call.operands):
             return None
         function = find_integers(node.op)
@@ -132,15 +162,6 @@ class Interpreter:
                 return results if isinstance(results, tuple) else (results,)
         call.operands = [o.numbers() if isinstance(o, Quantized) else o for o in call.operands]
         return None
-
-    def _quantized(self, call: Call) -> Sequence[Any] | None:
-        """The result of a DequantizeLinear as it is: codes with a scale; None where it is no integer of eight bits."""
-        codes, scale, zero_point = (*call.operands, None)[:3]
-        codes, scale = traced(codes), scale if is_known(scale) else traced(scale)
-        zero_point = zero_point if is_known(zero_point) else traced(zero_point)
-        if not jnp.issubdtype(codes.dtype, jnp.integer) or jnp.iinfo(codes.dtype).bits > 8:
-            return None
-        return (Quantized(codes, scale, zero_point, call["axis"], call["block_size"], call.dtype()),)
 
     def lowered(self, call: Call, lowering: Lowering) -> tuple[Any, ...]:
         """The results, by the lowering of the operator."""
@@ -157,7 +178,7 @@ class Interpreter:
         if not all(o is None or is_known(o) for o in operands) or node.graphs or lowering.is_random or not operands:
             return None
         if any(map(is_symbolic, operands)):
-            return fold_symbolic(node, operands)
+            return fold_symbolic(node, operands, self._dividends, moves_only=any(map(has_entries, operands)))
         needed = any(r in self.plan.known for r in node.results)
         if not needed and sum(o.size for o in operands if o is not None) > _FOLDED:
             return None
@@ -165,7 +186,7 @@ class Interpreter:
         if can_evaluate(node.op):
             try:
                 results = evaluate(node, operands)
-            except (ValueError, IndexError, TypeError):
+            except (ValueError, IndexError, TypeError, ArithmeticError):
                 results = None  # what numpy does not do, the lowering does
         if results is None:
             with jax.ensure_compile_time_eval():
@@ -173,6 +194,16 @@ class Interpreter:
         if any(r is None or (r.size > _FOLDED and not needed) for r in results):
             return None
         return results
+
+
+def _entry_operand(call: Call, index: int, is_static: bool) -> Any:
+    """Operand ``index`` for a function that computes padded values."""
+    operand = call.operands[index]
+    if isinstance(operand, Quantized):
+        return operand.numbers()
+    if isinstance(operand, Padded) and not is_static:
+        return operand
+    return _shape_operand(call, index) if is_static else traced(operand)
 
 
 def _shape_operand(call: Call, index: int) -> Any:

@@ -26,10 +26,22 @@ from .values import concrete, to_dtype
 if TYPE_CHECKING:
     from .interpreter import Interpreter
 
-__all__ = ["Call", "DataDependentError", "Lowering", "find", "find_integers", "lowers", "lowers_integers"]
+__all__ = [
+    "Call",
+    "DataDependentError",
+    "Lowering",
+    "find",
+    "find_integers",
+    "find_padded",
+    "lowered_in",
+    "lowers",
+    "lowers_integers",
+    "lowers_padded",
+]
 
 _TABLE: dict[str, Lowering] = {}
 _INTEGERS: dict[str, Callable[..., Any]] = {}
+_PADDED: dict[str, Callable[..., Any]] = {}
 
 
 class DataDependentError(LoweringError):
@@ -48,7 +60,7 @@ class Lowering:
         static: the operands whose elements must be known when the function is traced, because they decide shapes; or
             a function that tells them for a node.
         data_dependent: whether the shape of a result depends on elements that are not ``static``: outside of a trace
-            it is exact, within one it cannot be computed.
+            it is exact, within one it can only be padded (`lowers_padded`).
         is_random: whether every evaluation may give something else.
         refuses: a node that this lowering cannot compute is told by a reason, all others by None.
     """
@@ -105,10 +117,36 @@ def find_integers(op: str) -> Callable[..., Any] | None:
     return _INTEGERS.get(op)
 
 
+def lowers_padded(*ops: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Enter a function for operators whose operands or results are `planish.backends.xla.padded.Padded`.
+
+    It returns NotImplemented where it cannot carry them on.
+    """
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        for op in ops:
+            assert op not in _PADDED, f"two ways to carry {op} on"
+            _PADDED[op] = function
+        return function
+
+    return register
+
+
+def find_padded(op: str) -> Callable[..., Any] | None:
+    """What computes ``op`` for padded operands, or a padded result of it, if there is something."""
+    _fill()
+    return _PADDED.get(op)
+
+
 def find(op: str) -> Lowering | None:
     """The lowering of ``op``, if there is one."""
     _fill()
     return _TABLE.get(op)
+
+
+def lowered_in(module: str) -> list[str]:
+    """The operators that the module of this name, which has been imported, enters into the table."""
+    return [op for op, lowering in _TABLE.items() if lowering.function.__module__ == module]
 
 
 @cache
@@ -160,6 +198,13 @@ class Call:
     def run(self, graph: Graph, inputs: Sequence[Any]) -> list[Any]:
         """The outputs of a nested ``graph`` for ``inputs``. What it captures has the value it has now."""
         return self.interpreter.run(graph, inputs, dict(self._env))
+
+    def once(self, what: str, sources: Sequence[Any], compute: Callable[[], Any]) -> Any:
+        """What ``compute`` gives for ``sources``: the same object wherever it is asked for in this run of the graph."""
+        key = (what, *map(id, sources))
+        if key not in self._env:
+            self._env[key] = (compute(), sources)  # which are kept, so that nothing else can have their places
+        return self._env[key][0]
 
     def compute(self, operands: Sequence[Any]) -> tuple[Any, ...]:
         """What the lowering of this node computes for other operands than its own."""

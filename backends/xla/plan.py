@@ -24,7 +24,8 @@ class Plan:
         known: the values whose elements decide shapes.
         static_inputs: the positions of those inputs of the graph that are among them.
         unrolled: the loops whose iterations decide shapes.
-        data_dependent: the nodes whose results have shapes that depend on data; then the graph runs, but is not traced.
+        data_dependent: the nodes whose results have shapes that depend on data: they run, but are traced only where
+            their results are padded.
         weights: the name of each constant that is passed as a parameter; tied ones have one name.
         tensors: the weights by name.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 
 from ...ir.evaluate import evaluate
 from ...ir.graph import Node
-from .values import from_dims, is_symbolic
+from .values import from_dims, is_symbolic, larger
 
 __all__ = ["fold_symbolic"]
 
@@ -29,12 +30,15 @@ _MOVING = frozenset(
 _MAX_ELEMENTS = 1 << 12
 
 
-def fold_symbolic(node: Node, operands: Sequence[Array | None], moves_only: bool = False) -> list[Any] | None:
+def fold_symbolic(
+    node: Node, operands: Sequence[Array | None], dividends: list[Any], moves_only: bool = False
+) -> list[Any] | None:
     """The results of ``node`` for known operands, some of which hold symbolic dimensions; None: not in Python.
 
     Args:
         node: the node.
         operands: its operands.
+        dividends: the sizes of which remainders were taken before; those of ``node`` are added.
         moves_only: whether some hold what can be moved, but not computed with.
 
     Raises:
@@ -50,7 +54,8 @@ def fold_symbolic(node: Node, operands: Sequence[Array | None], moves_only: bool
         results = evaluate(node, operands)
         return None if results is None else [_plain(r) for r in results]
     function = _TABLE.get(node.op)
-    result = None if function is None else function(node, *operands)
+    state = (dividends,) if node.op == "Mod" else ()
+    result = None if function is None else function(node, *state, *operands)
     return None if result is None else [_plain(result)]
 
 
@@ -72,7 +77,36 @@ def _quotient(a: Any, b: Any) -> Any:
     """``a / b`` rounded towards zero: as rounded down, for sizes."""
     if isinstance(a, int) and isinstance(b, int):
         return int(a / b) if abs(a) < 1 << 50 else a // b
-    return a // b
+    return _whole(a // b)
+
+
+def _remainder(dividends: list[Any], a: Any, b: Any) -> Any:
+    """``a`` modulo ``b``, such that JAX sees that a size that is padded to whole blocks divides into them.
+
+    The padding is ``(b - x % b) % b`` or ``-x % b``: both have one spelling here, of which ``x`` is no term.
+    """
+    if isinstance(a, int) or not isinstance(b, int):
+        return a % b
+    for like in (sign * x for x in dividends for sign in (1, -1)):
+        difference = (a - like) % b
+        if isinstance(difference, int) and difference == 0:
+            a = like
+            break
+    dividends.append(a)
+    return a + b * _whole((b - 1 - a) // b) if _at_most(a, -1) else a - b * _whole(a // b)
+
+
+def _whole(quotient: Any) -> Any:
+    """``quotient``, as a number where that is 0 or 1 for all sizes: less than a block, or just one."""
+    return next((n for n in (0, 1) if _at_most(quotient, n) and _at_most(n, quotient)), quotient)
+
+
+def _at_most(a: Any, b: Any) -> bool:
+    """Whether ``a <= b`` for all sizes."""
+    try:
+        return bool(a <= b)
+    except jax.errors.InconclusiveDimensionOperation:
+        return False
 
 
 def _cast(node: Node, x: Array, like: Array | None = None) -> Array | None:
@@ -93,6 +127,11 @@ def _reduce(function: Callable[..., Any]) -> Callable[..., Array | None]:
     return compute
 
 
+def _smaller(a: Any, b: Any) -> Any:
+    """The smaller one of two sizes. ``min(1, n)`` is ``n`` without what follows, as `larger` spells that."""
+    return a + b - larger(a, b) if 1 in (a, b) else jax.core.min_dim(a, b)
+
+
 def _extreme(function: Callable[[Any, Any], Any]) -> Callable[..., Array]:
     def compute(node: Node, *operands: Array) -> Array:
         result = operands[0]
@@ -106,15 +145,15 @@ def _extreme(function: Callable[[Any, Any], Any]) -> Callable[..., Array]:
 _TABLE: dict[str, Callable[..., Any]] = {
     "Neg": _elementwise(operator.neg),
     "Div": _elementwise(_quotient),
-    "Mod": _elementwise(lambda a, b: a % b),
+    "Mod": lambda node, dividends, a, b: _elementwise(partial(_remainder, dividends))(node, a, b),
     "Equal": _elementwise(lambda a, b: bool(a == b), bool),
     "Less": _elementwise(lambda a, b: bool(a < b), bool),
     "LessOrEqual": _elementwise(lambda a, b: bool(a <= b), bool),
     "Greater": _elementwise(lambda a, b: bool(a > b), bool),
     "GreaterOrEqual": _elementwise(lambda a, b: bool(a >= b), bool),
     "Where": lambda node, c, a, b: np.where(c.astype(bool), a, b),
-    "Max": _extreme(jax.core.max_dim),
-    "Min": _extreme(jax.core.min_dim),
+    "Max": _extreme(larger),
+    "Min": _extreme(_smaller),
     "Cast": _cast,
     "CastLike": _cast,
     "ReduceProd": _reduce(np.prod),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -13,6 +13,7 @@ from jax import export
 from ...ir.dims import Dim, Sym, is_non_negative, limits, substitute, sym, unclipped
 from ...ir.errors import PlanishError
 from ...ir.graph import Graph, Node
+from ...ir.infer import content_of, scalar_content
 from ...ir.types import TensorType
 from .function import JaxFunction
 
@@ -32,36 +33,86 @@ class Assumptions:
 
     Attributes:
         limits: the largest number that a size can have: a table of positions ends there.
+        least: the smallest number that a size can have: that many elements are taken of it.
         equal: sizes that are others by another name: what is added to one another has one shape.
     """
 
     limits: dict[str, int] = field(default_factory=dict)
+    least: dict[str, int] = field(default_factory=dict)
     equal: dict[str, Dim] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return bool(self.limits or self.equal)
+        return bool(self.limits or self.least or self.equal)
 
     def __str__(self) -> str:
         known = [f"{name} = {dim}" for name, dim in self.equal.items()]
-        return ", ".join([*(f"{name} <= {limit}" for name, limit in self.limits.items()), *known])
+        return ", ".join([*self.bounds(str), *known])
+
+    def bounds(self, spelled: Callable[[str], str]) -> list[str]:
+        """What limits sizes from above and below, with their names as ``spelled``."""
+        upper = [f"{spelled(name)} <= {limit}" for name, limit in self.limits.items() if name not in self.equal]
+        return upper + [f"{spelled(name)} >= {n}" for name, n in self.least.items() if name not in self.equal]
 
 
 def assumptions_of(graph: Graph, sizes: Mapping[str, int]) -> Assumptions:
     """What ``graph`` may assume of the sizes that have no numbers in ``sizes``."""
     found = Assumptions()
+    open_sizes = {name for v in graph.inputs for dim in v.shape or () for name in _names(dim)} - set(sizes)
     for node in graph.walk():
-        for dim in (d for value in node.results for d in value.shape or ()):
-            for name, limit in limits(dim):
-                if name not in sizes:
-                    found.limits[name] = min(limit, found.limits.get(name, limit))
+        for name, limit in _clipped(node):
+            if name in open_sizes:
+                found.limits[name] = min(limit, found.limits.get(name, limit))
+        for name, least in _taken(node):
+            if name in open_sizes:
+                found.least[name] = max(least, found.least.get(name, least))
         for name, dim in _agreed(node):
-            if name not in sizes and name not in found.equal and not _mentions(dim, {name, *found.equal}):
+            if name in open_sizes and name not in found.equal and not _mentions(dim, {name, *found.equal}):
                 found.equal[name] = dim
     return found
 
 
+def _names(dim: Dim) -> set[str]:
+    """The names of sizes in ``dim``, and its operations."""
+    return {atom for monomial in dim.terms for atom in monomial} if isinstance(dim, Sym) else set()
+
+
+def _clipped(node: Node) -> Iterator[tuple[str, int]]:
+    """Sizes that bound what ``node`` takes of a table, and the largest number for which that is in it."""
+    if node.op != "Slice":
+        return
+    shape = node.given(0).shape or ()
+    axes = content_of(node.operand(3)) or range(len(shape))
+    for bounds in (content_of(node.given(1)), content_of(node.given(2))):
+        for axis, bound in zip(axes, bounds or (), strict=False):
+            size = shape[axis] if isinstance(axis, int) else 1
+            if isinstance(size, int) and size > 1:
+                yield from _largest(unclipped(bound), size)
+
+
+def _largest(position: Dim, size: int) -> Iterator[tuple[str, int]]:
+    """A size and its largest number for which ``position`` is one of 0 … ``size``, and not clipped either."""
+    yield from limits(position)
+    for name in _names(position):
+        for limit in (size - (position - sym(name)), position + sym(name)):
+            if isinstance(limit, int) and limit > 0:
+                yield name, limit
+
+
+def _taken(node: Node) -> Iterator[tuple[str, int]]:
+    """A size of which ``node`` takes a number of elements, and that number."""
+    if node.op == "TopK" and (shape := node.given(0).shape):
+        dim, count = shape[node.attrs.get("axis", -1)], scalar_content(node.given(1))
+        if isinstance(dim, Sym) and dim.name and isinstance(count, int):
+            yield dim.name, count
+
+
 def _agreed(node: Node) -> Iterator[tuple[str, Dim]]:
-    """Sizes that must be others for the operands of ``node`` to have one shape."""
+    """Sizes that must be others for the operands of ``node`` to have one shape, or its pieces to be all of it."""
+    pieces, split = (content_of(node.operand(1)), node.given(0).shape) if node.op == "Split" else (None, None)
+    if pieces and split:
+        whole = split[node.attrs.get("axis", 0)]
+        if isinstance(whole, Sym) and whole.name and all(isinstance(size, int) for size in pieces):
+            yield whole.name, sum(pieces)
     shapes = [o.shape[::-1] for o in node.operands if o is not None and o.shape] if node.op in _BROADCASTING else []
     for i in range(max(map(len, shapes), default=0)):
         dims = [unclipped(s[i]) for s in shapes if len(s) > i and s[i] != 1]
@@ -84,7 +135,7 @@ def _solved(difference: Dim) -> tuple[str, Dim] | None:
 
 
 def _mentions(dim: Dim, names: set[str]) -> bool:
-    return isinstance(dim, Sym) and any(atom in names for monomial in dim.terms for atom in monomial)
+    return not names.isdisjoint(_names(dim))
 
 
 class Symbols:
@@ -98,8 +149,7 @@ class Symbols:
     def __init__(self, sizes: Mapping[str, int], assumptions: Assumptions):
         self.sizes = sizes
         self.equal = assumptions.equal
-        upper = [f"{_plain(n)} <= {limit}" for n, limit in assumptions.limits.items() if n not in self.equal]
-        self.scope = export.SymbolicScope(upper)
+        self.scope = export.SymbolicScope(assumptions.bounds(_plain))
         self.known: dict[str, Any] = {}
 
     def dim(self, dim: Dim, where: str) -> Any:

@@ -22,6 +22,7 @@ from . import archive, quiet_libtpu
 from .executable import XlaExecutable, for_inference
 from .export import signature, wide
 from .function import JaxFunction
+from .padded import in_parts
 from .sharding import parse_mesh, shard
 from .symbols import abstract_inputs
 
@@ -71,6 +72,8 @@ class TpuReport:
         collectives: operations that communicate, and how often.
         seconds: how long the operations take at peak speed, or the bytes, whichever is longer: a lower bound.
         regions: regions of the graph that several chips compute together.
+        padded: the outputs whose sizes depend on data, and the axis of each: the program has a pair for them, values of
+            the largest size and the number of those that count.
     """
 
     topology: str
@@ -85,6 +88,7 @@ class TpuReport:
     float_products: dict[str, int] = field(default_factory=dict)
     collectives: dict[str, int] = field(default_factory=dict)
     regions: int = 0
+    padded: dict[str, int] = field(default_factory=dict)
 
     @property
     def fits(self) -> bool:
@@ -107,6 +111,8 @@ class TpuReport:
         if self.collectives:
             kinds = ", ".join(f"{n} {op}" for op, n in self.collectives.items())
             lines.append(f"communication: {kinds}; {self.regions} regions computed together")
+        if self.padded:
+            lines.append(f"padded, with a count: {', '.join(f'{n} along {a}' for n, a in self.padded.items())}")
         return "\n".join(lines)
 
 
@@ -165,10 +171,11 @@ def compile_tpu(
     params = {name: placed(shape, sharding.params[name]) for name, shape in function.param_shapes.items()}
     arguments = [placed(shape, spec) for shape, spec in zip(inputs, sharding.inputs, strict=True)]
     try:
-        compiled = jax.jit(function).lower(params, *arguments).compile()
+        compiled = jax.jit(in_parts(function)).lower(params, *arguments).compile()
     except jax.errors.JaxRuntimeError as error:
         raise PlanishError(f"tpu:{variant}: {_refusal(str(error))}") from error
     report = TpuReport(variant, chips, axes, 0, 0, 0, generation.memory, regions=sharding.regions)
+    report.padded = dict(function.padded)
     _fill_in(report, compiled)
     report.seconds = max(report.flops / generation.speed, report.bytes / generation.bandwidth)
     return compiled, report

@@ -2,7 +2,8 @@
 
 A numpy array is known: shapes are computed from it now, in Python. A numpy array of objects holds integers and symbolic
 dimensions of ``jax.export``: what exporting with a symbolic batch size makes of shapes. Everything else is a JAX array,
-which may be a tracer; a list is a sequence, and None an empty optional.
+which may be a tracer; a list is a sequence, and None an empty optional. Two more kinds only some operators see:
+`planish.backends.xla.quantized.Quantized` and `planish.backends.xla.padded.Padded`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 
 from ...ir.types import DType
 
-__all__ = ["concrete", "dims", "ints", "is_known", "is_symbolic", "narrowed", "to_dtype", "traced"]
+__all__ = ["concrete", "counted", "dims", "ints", "is_known", "is_symbolic", "larger", "narrowed", "to_dtype", "traced"]
 
 Array = np.ndarray[Any, Any]
 _NARROW = {"int64": "int32", "uint64": "uint32", "float64": "float32", "complex128": "complex64"}
@@ -64,6 +65,24 @@ def from_dims(sizes: Any) -> Array:
     array = np.empty(len(sizes), object)
     array[:] = sizes
     return array
+
+
+def counted(axis: int, rank: int) -> int:
+    """``axis`` counted from the front.
+
+    Raises:
+        ValueError: a value of this rank has no such axis.
+    """
+    if not -rank <= axis < rank:
+        raise ValueError(f"axis {axis} of a value with {rank} dimensions")
+    return axis % rank
+
+
+def larger(a: Any, b: Any) -> Any:
+    """The larger one of two sizes. With a number it has one spelling, so that JAX knows equal sizes to be equal."""
+    if isinstance(a, int):
+        a, b = b, a
+    return jax.core.max_dim(a - b, 0) + b if isinstance(b, int) else jax.core.max_dim(a, b)
 
 
 def to_dtype(dtype: DType) -> np.dtype[Any]:

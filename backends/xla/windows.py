@@ -75,15 +75,14 @@ def window_of(call: Call, spatial: Sequence[Dim], sizes: Sequence[int], *, ceil:
 
 def same_pads(n: Dim, extent: int, stride: int, *, upper: bool) -> tuple[Dim, Dim]:
     """The padding with which a window takes ``ceil(n / stride)`` positions; the larger half is after if ``upper``."""
-    total = (-(-n // stride) - 1) * stride + extent - n
+    total = (n - 1) // stride * stride + extent - n
     total = jax.core.max_dim(total, 0)
     return (total // 2, total - total // 2) if upper else (total - total // 2, total // 2)
 
 
 def _surplus(n: Dim, extent: int, stride: int, before: int, after: int) -> Dim:
     """What must follow the padding so that its last elements are covered, by a window that starts before it."""
-    steps = -(-(n + before + after - extent) // stride)
-    steps = jax.core.min_dim(steps, -(-(n + before) // stride) - 1)
+    steps = (n + before - 1 + min(after + stride - extent, 0)) // stride  # spelled as JAX does in sizes of slices
     return steps * stride + extent - n - before - after
 
 

@@ -1,15 +1,12 @@
 """The command line and Python API for XLA and TPU targets."""
 
 import json
-import os
 import zipfile
 
 import numpy as np
 import pytest
 
 import planish
-
-os.environ["JAX_PLATFORMS"] = "cpu"
 
 
 def test_stablehlo_is_written_compared_and_measured(cli, model, tmp_path):

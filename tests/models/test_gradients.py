@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 import minilm
 from train_digits import DEMO, Digits
-
-os.environ["JAX_PLATFORMS"] = "cpu"
 
 SENTENCES = ["This is an example sentence", "The weather is lovely today, and was yesterday."]
 TOLERANCE = 1e-4  # of the largest element of each weight's gradient

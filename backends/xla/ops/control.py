@@ -19,6 +19,7 @@ from ....ir.graph import Graph, Node, Value
 from ....ir.types import DType, SequenceType, TensorType
 from ..flow import is_counted
 from ..lowering import Call, DataDependentError, lowers
+from ..padded import Padded
 from ..values import concrete, dims, is_symbolic, to_dtype, traced
 
 Array = Any
@@ -142,7 +143,7 @@ class _Loop:
         plan = self.call.interpreter.plan
         if self.call.node in plan.unrolled or self.call.node in plan.data_dependent:
             return True
-        return any(node in plan.data_dependent for node in self.body.walk())
+        return _has_exact_results(self.call)
 
     def _is_small(self) -> bool:
         return self.counted and isinstance(self.limit, int) and self.limit * len(self.body) <= _UNROLLED
@@ -195,7 +196,7 @@ class _Loop:
 
     def _step(self, i: Array, condition: Array, carried: Sequence[Any]) -> tuple[Array, list[Any], list[Array]]:
         """One iteration: whether another follows, what it carries on, what it stacks."""
-        outputs = self.call.run(self.body, [i, condition, *carried])
+        outputs = _unpadded(self.call.run(self.body, [i, condition, *carried]))
         count = len(carried)
         return (
             traced(outputs[0]).reshape(()).astype(bool),
@@ -256,6 +257,24 @@ def _limit(call: Call) -> Any:
     return traced(given).reshape(()) if known is None else max(int(known.reshape(())), 0)
 
 
+def _has_exact_results(call: Call) -> bool:
+    """Whether the body of a loop has results whose sizes depend on data, so that it cannot be traced."""
+    interpreter = call.interpreter
+    nodes = call["body"].walk() if interpreter.options.data_dependent == "exact" else ()
+    return any(node in interpreter.plan.data_dependent for node in nodes)
+
+
+def _unpadded(outputs: list[Any]) -> list[Any]:
+    """The outputs of an iteration, for the next one.
+
+    Raises:
+        _ChangesShape: the size of one depends on data.
+    """
+    if any(isinstance(o, Padded) for o in outputs):
+        raise _ChangesShape
+    return outputs
+
+
 def _like(call: Call, formal: Value, old: Any, new: Any) -> Any:
     """``new``, which takes the place of ``old`` in the next iteration, in its element type.
 
@@ -289,12 +308,11 @@ def _scan(call: Call, *operands: Any) -> tuple[Any, ...]:
     rows = [jnp.flip(x, 0) if back else x for x, back in zip(rows, backwards, strict=True)]
 
     def step(carried: list[Any], elements: list[Array]) -> tuple[list[Any], list[Array]]:
-        outputs = call.run(body, [*carried, *elements])
+        outputs = _unpadded(call.run(body, [*carried, *elements]))
         kept = [_like(call, *v) for v in zip(body.inputs, carried, outputs[:states], strict=False)]
         return kept, [traced(v) for v in outputs[states:]]
 
-    plan = call.interpreter.plan
-    if call.node in plan.unrolled or any(node in plan.data_dependent for node in body.walk()):
+    if call.node in call.interpreter.plan.unrolled or _has_exact_results(call):
         carried, stacked = _scan_in_python(call, body, initial, rows)
     else:
         try:

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..lowering import Call, lowers
+from ..lowering import Call, lowers, lowers_padded
+from ..padded import Padded, front
 from .grid_sample import Tap, gather_points, sample, scalar
 
 __all__ = ["non_max_suppression_padded"]
@@ -33,6 +34,7 @@ def non_max_suppression_padded(
     score_threshold: Array | None = None,
     *,
     is_centered: bool = False,
+    is_box: Array | None = None,
 ) -> tuple[Array, Array]:
     """Greedy non-maximum suppression with a result of a shape that is known when it is traced.
 
@@ -43,17 +45,19 @@ def non_max_suppression_padded(
         iou_threshold: boxes that overlap a selected one by more are dropped.
         score_threshold: boxes with a score that is not above it are dropped; None drops none.
         is_centered: what ``boxes`` holds.
+        is_box: (n), which of them can be selected; None for all.
 
     Returns:
         Rows (batch, class, box) of those selected, by batch, by class, by falling score, followed by rows of -1; and
         how many they are. (batch * classes * min(limit, n), 3) and (), of integers.
     """
     n = boxes.shape[1]
-    most = min(limit, n) if isinstance(limit, int) and isinstance(n, int) else n
+    most = jax.core.min_dim(limit, n) if isinstance(limit, int) else n
     if isinstance(most, int) and most <= 0:
-        return jnp.zeros((0, 3), int), jnp.zeros((), int)
+        return jnp.zeros((0, 3), int), jnp.zeros((), jnp.int32)
     low, high = _corners(boxes, is_centered)
     alive = jnp.ones(scores.shape, bool) if score_threshold is None else scores > score_threshold
+    alive = alive if is_box is None else alive & is_box
     order = jnp.argsort(-scores, axis=-1, stable=True)
 
     def select(low: Array, high: Array, order: Array, alive: Array) -> Array:
@@ -64,8 +68,8 @@ def non_max_suppression_padded(
     batch, group, _ = jnp.meshgrid(*(jnp.arange(d) for d in chosen.shape), indexing="ij")
     rows = jnp.stack([batch, group, chosen.astype(batch.dtype)], axis=-1).reshape(-1, 3)
     kept = rows[:, 2] >= 0
-    rows = jnp.where(kept[:, None], rows, -1)[jnp.argsort(~kept, stable=True)]
-    return rows, kept.sum()
+    order, count = front(kept)
+    return jnp.where(kept[:, None], rows, -1)[order], count
 
 
 def _corners(boxes: Array, is_centered: bool) -> tuple[Array, Array]:
@@ -115,6 +119,28 @@ def _non_max_suppression(
     is_centered = bool(call["center_point_box"])
     rows, count = _compiled(boxes, scores, most, threshold, least, is_centered=is_centered)
     return rows[: int(count)].astype(call.dtype())
+
+
+@lowers_padded("NonMaxSuppression")
+def _padded_suppression(
+    call: Call, boxes: Any, scores: Any, limit: Array = None, iou: Array = None, score: Array = None
+) -> Any:
+    is_box = None
+    if isinstance(boxes, Padded) and isinstance(scores, Padded):
+        if (boxes.axis, scores.axis) != (1, 2) or not scores.has_entries_of(boxes):
+            return NotImplemented
+        boxes, scores, is_box = boxes.values, scores.values, boxes.is_entry()
+    if any(isinstance(o, Padded) for o in (boxes, scores, limit, iou, score)):
+        return NotImplemented
+    known = call.known(2)
+    most = 0 if limit is None else limit.reshape(()) if known is None else max(int(known.reshape(())), 0)
+    threshold = jnp.zeros((), boxes.dtype) if iou is None else iou.reshape(())
+    least = None if score is None else score.reshape(())
+    is_centered = bool(call["center_point_box"])
+    rows, count = non_max_suppression_padded(
+        boxes, scores, most, threshold, least, is_centered=is_centered, is_box=is_box
+    )
+    return Padded(jnp.maximum(rows, 0).astype(call.dtype()), count, 0)
 
 
 # RoiAlign

@@ -16,7 +16,7 @@ from jax import lax
 
 from ....ir.types import DType
 from ..lowering import Call, DataDependentError, lowers
-from ..values import concrete, dims, to_dtype, traced
+from ..values import concrete, counted, dims, to_dtype, traced
 
 Array = Any
 Known = np.ndarray[Any, Any]
@@ -36,7 +36,7 @@ def _from_front(indices: Array, size: Any) -> Array:
 
 @lowers("Gather")
 def _gather(call: Call, x: Array, indices: Array) -> Array:
-    axis = call["axis"] % x.ndim
+    axis = counted(call["axis"], x.ndim)
     size = x.shape[axis]
     known = call.known(1)
     if known is not None and isinstance(size, int):
@@ -65,7 +65,7 @@ def _common_step(at: Known) -> int:
 
 @lowers("GatherElements")
 def _gather_elements(call: Call, x: Array, indices: Array) -> Array:
-    axis = call["axis"] % x.ndim
+    axis = counted(call["axis"], x.ndim)
     region = tuple(slice(None) if i == axis else slice(n) for i, n in enumerate(indices.shape))
     return jnp.take_along_axis(x[region], _from_front(indices, x.shape[axis]), axis=axis, mode=_INSIDE)
 
@@ -87,41 +87,87 @@ def _tuples(indices: Array) -> tuple[Array, ...]:
 
 # writing
 
+_REDUCTIONS: dict[str, Callable[[Array, Array], Array]] = {
+    "add": jnp.add,
+    "mul": jnp.multiply,
+    "max": jnp.maximum,
+    "min": jnp.minimum,
+}
 
-def _store(call: Call, x: Array, at: tuple[Array, ...], updates: Array) -> Array:
+
+def store(call: Call, x: Array, at: tuple[Array, ...], updates: Array, mode: Any = _INSIDE) -> Array:
+    """``x`` with ``updates`` at these places, as the attribute ``reduction`` says; ``mode`` is for those outside."""
     place = x.at[at]
     updates = updates.astype(x.dtype)
     match call["reduction"]:
         case None | "none":
-            return place.set(updates, mode=_INSIDE)
+            return place.set(updates, mode=mode)
         case "add":
-            return place.add(updates, mode=_INSIDE)
+            return place.add(updates, mode=mode)
         case "mul":
-            return place.multiply(updates, mode=_INSIDE)
+            return place.multiply(updates, mode=mode)
         case "max":
-            return place.max(updates, mode=_INSIDE)
+            return place.max(updates, mode=mode)
         case "min":
-            return place.min(updates, mode=_INSIDE)
+            return place.min(updates, mode=mode)
         case other:
             raise call.error(f"there is no reduction {other!r}")
 
 
+def _box(x: Array, at: Known) -> tuple[list[int], list[int]] | None:
+    """The first corner and the sizes of the box that the tuples in the last dimension of ``at`` fill, in order."""
+    count = at.shape[-1]
+    sizes = x.shape[:count]
+    if at.size == 0 or not all(isinstance(size, int) for size in sizes):
+        return None
+    at = np.where(at < 0, at + np.array(sizes), at).reshape(-1, count)
+    first, last = at.min(0), at.max(0)
+    extents = last - first + 1
+    if first.min() < 0 or np.any(last >= sizes) or np.prod(extents) != len(at):
+        return None
+    return (
+        (first.tolist(), extents.tolist()) if np.all(at == np.indices(extents).reshape(count, -1).T + first) else None
+    )
+
+
+def _store_box(call: Call, x: Array, box: tuple[list[int], list[int]], updates: Array) -> Array:
+    """As `store`, for a box: XLA updates a slice faster than it scatters, and compiles it much faster."""
+    start, sizes = box
+    whole = x.shape[len(start) :]
+    updates = updates.astype(x.dtype).reshape(*sizes, *whole)
+    start = start + [0] * len(whole)
+    reduction = call["reduction"] or "none"
+    if reduction != "none":
+        ends = [a + n for a, n in zip(start, updates.shape, strict=True)]
+        updates = _REDUCTIONS[reduction](lax.slice(x, start, ends), updates)
+    return lax.dynamic_update_slice(x, updates, start)
+
+
 @lowers("Scatter", "ScatterElements")
 def _scatter_elements(call: Call, x: Array, indices: Array, updates: Array) -> Array:
-    axis = call["axis"] % x.ndim
+    axis = counted(call["axis"], x.ndim)
+    known = call.known(1)
+    if known is not None and known.ndim:
+        places = np.indices(known.shape)
+        places[axis] = known
+        if (box := _box(x, np.moveaxis(places, 0, -1))) is not None:
+            return _store_box(call, x, box, updates)
     at = [lax.broadcasted_iota(indices.dtype, indices.shape, i) for i in range(x.ndim)]
     at[axis] = indices
-    return _store(call, x, tuple(at), updates)
+    return store(call, x, tuple(at), updates)
 
 
 @lowers("ScatterND")
 def _scatter_nd(call: Call, x: Array, indices: Array, updates: Array) -> Array:
-    return _store(call, x, _tuples(indices), updates)
+    known = call.known(1)
+    if known is not None and (box := _box(x, known)) is not None:
+        return _store_box(call, x, box, updates)
+    return store(call, x, _tuples(indices), updates)
 
 
 @lowers("TensorScatter")
 def _tensor_scatter(call: Call, cache: Array, update: Array, starts: Array = None) -> Array:
-    axis = call["axis"] % cache.ndim
+    axis = counted(call["axis"], cache.ndim)
     if starts is None:
         return lax.dynamic_update_slice_in_dim(cache, update, 0, axis)
     if call["mode"] != "circular":
@@ -139,12 +185,19 @@ def _tensor_scatter(call: Call, cache: Array, update: Array, starts: Array = Non
 
 @lowers("TopK", static={1})
 def _top_k(call: Call, x: Array, k: Known) -> tuple[Array, Array]:
-    axis, count = call["axis"] % x.ndim, dims(k)[0]
+    axis, count = counted(call["axis"], x.ndim), dims(k)[0]
     if isinstance(count, int) and isinstance(x.shape[axis], int) and not 0 <= count <= x.shape[axis]:
         raise call.error(f"the first {count} of {x.shape[axis]} elements")
     order: Callable[[Array], Array] = (lambda v: v) if call["largest"] else _reversed
-    values, indices = lax.top_k(jnp.moveaxis(order(x), axis, -1), count)
+    values, indices = lax.top_k(jnp.moveaxis(order(_ranked(x)), axis, -1), count)
     return jnp.moveaxis(order(values), -1, axis), jnp.moveaxis(indices, -1, axis).astype(call.dtype(1))
+
+
+def _ranked(x: Array) -> Array:
+    """``x`` without signs of zeros and of NaN, by which XLA would tell equal elements apart."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return x
+    return jnp.where(jnp.isnan(x), jnp.asarray(np.nan, x.dtype), jnp.where(x == 0, 0, x))
 
 
 def _reversed(x: Array) -> Array:
@@ -155,7 +208,7 @@ def _reversed(x: Array) -> Array:
 @lowers("OneHot", static={1})
 def _one_hot(call: Call, indices: Array, depth: Known, values: Array) -> Array:
     size = dims(depth)[0]
-    axis = call["axis"] % (indices.ndim + 1)
+    axis = counted(call["axis"], indices.ndim + 1)
     wide = indices if jnp.issubdtype(indices.dtype, jnp.signedinteger) else indices.astype(to_dtype(DType.INT64))
     at = jnp.expand_dims(_from_front(wide, size), axis)
     shape = (*indices.shape[:axis], size, *indices.shape[axis:])

@@ -15,7 +15,7 @@ from ....ir.graph import Node
 from ....ir.types import DType
 from ..lowering import Call, lowers
 from ..precision import widened
-from ..values import to_dtype
+from ..values import counted, to_dtype
 
 Array = Any
 
@@ -79,7 +79,7 @@ def _group_normalization(call: Call, x: Array, scale: Array, bias: Array) -> Arr
 
 def _trailing(call: Call, x: Array) -> tuple[int, ...]:
     """The dimensions from ``axis`` on."""
-    return tuple(range(call["axis"] % x.ndim, x.ndim))
+    return tuple(range(counted(call["axis"], x.ndim), x.ndim))
 
 
 @lowers("LayerNormalization", refuses=_unknown_stash)
@@ -114,7 +114,7 @@ def _lrn(call: Call, x: Array) -> Array:
 
 @lowers("MeanVarianceNormalization")
 def _mean_variance_normalization(call: Call, x: Array) -> Array:
-    axes = tuple(a % x.ndim for a in call["axes"])
+    axes = tuple(counted(a, x.ndim) for a in call["axes"])
     centered, variance = _moments(widened(x), axes)
     is_constant = variance == 0  # where the square root has no derivative
     deviation = jnp.where(is_constant, 0, jnp.sqrt(jnp.where(is_constant, 1, variance)))

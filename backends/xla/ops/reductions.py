@@ -15,7 +15,7 @@ from jax import lax
 
 from ..lowering import Call, lowers
 from ..precision import widened
-from ..values import ints
+from ..values import counted, ints
 from .elementwise import magnitude
 
 Array = Any
@@ -32,9 +32,7 @@ def axes_of(call: Call, x: Array, axes: np.ndarray[Any, Any] | None) -> Axes:
     found = [] if axes is None else ints(axes)
     if not found:
         return () if call["noop_with_empty_axes"] else tuple(range(x.ndim))
-    if any(not -x.ndim <= a < x.ndim for a in found):
-        raise ValueError(f"axes {found} of a value with {x.ndim} dimensions")
-    return tuple(sorted({a % x.ndim for a in found}))
+    return tuple(sorted({counted(a, x.ndim) for a in found}))
 
 
 def _reduction(op: str) -> Callable[[Callable[[Array, Axes], Array]], Callable[[Array, Axes], Array]]:
@@ -124,7 +122,7 @@ def _log_sum_exp(x: Array, axes: Axes) -> Array:
 
 @lowers("ArgMax", "ArgMin")
 def _arg_extreme(call: Call, x: Array) -> Array:
-    axis = call["axis"] % x.ndim
+    axis = counted(call["axis"], x.ndim)
     function = jnp.argmax if call.node.op == "ArgMax" else jnp.argmin
     from_the_end = call["select_last_index"]
     found = function(jnp.flip(x, axis) if from_the_end else x, axis)
@@ -134,7 +132,9 @@ def _arg_extreme(call: Call, x: Array) -> Array:
 
 @lowers("Hardmax")
 def _hardmax(call: Call, x: Array) -> Array:
-    axis = call["axis"] % x.ndim
+    axis = counted(call["axis"], x.ndim)
+    if isinstance(x.shape[axis], int) and x.shape[axis] == 0:
+        return x
     indices = lax.broadcasted_iota(jnp.int32, x.shape, axis)
     return (indices == jnp.expand_dims(jnp.argmax(x, axis), axis)).astype(x.dtype)
 
@@ -145,7 +145,7 @@ def _hardmax(call: Call, x: Array) -> Array:
 def _cumulative(function: Callable[..., Array], identity: int) -> Callable[..., Array]:
     def compute(call: Call, x: Array, axis: np.ndarray[Any, Any]) -> Array:
         (along,) = ints(axis)
-        along %= x.ndim
+        along = counted(along, x.ndim)
         reverse = bool(call["reverse"])
         result = function(widened(x), axis=along, reverse=reverse).astype(x.dtype)
         if not call["exclusive"]:
@@ -184,7 +184,7 @@ def _log_softmax(call: Call, x: Array) -> Array:
 
 @lowers("LpNormalization", refuses=lambda node: None if node.attrs.get("p", 2) in (1, 2) else "p must be 1 or 2")
 def _lp_normalization(call: Call, x: Array) -> Array:
-    axis = call["axis"] % x.ndim
+    axis = counted(call["axis"], x.ndim)
     wide = widened(x)
     length = jnp.expand_dims(_l1(wide, (axis,)) if call["p"] == 1 else norm(wide, (axis,)), axis)
     return jnp.where(length == 0, 0, wide / jnp.where(length == 0, 1, length)).astype(x.dtype)

@@ -19,7 +19,7 @@ from jax import lax
 
 from ....ir.graph import Node
 from ..lowering import Call, lowers
-from ..values import dims
+from ..values import counted, dims
 from .grid_sample import cubic_weight, scalar
 
 Array = Any
@@ -144,7 +144,7 @@ def _saturated(y: Array, dtype: Any) -> Array:
 
 def _axes(call: Call, x: Array, roi: Array, scales: Any, sizes: Any) -> list[_Axis]:
     rank, given = x.ndim, call["axes"]
-    axes = [int(a) % rank for a in given] if given is not None else list(range(rank))
+    axes = [counted(int(a), rank) for a in given] if given is not None else list(range(rank))
     old = [x.shape[a] for a in axes]
     if sizes is not None and sizes.size:
         new, factors, ratios = _from_sizes(call, old, dims(sizes))
@@ -322,7 +322,7 @@ def _extrapolate(y: Array, axis: _Axis, value: float) -> Array:
 
 @lowers("CenterCropPad", static={1})
 def _center_crop_pad(call: Call, x: Array, shape: np.ndarray[Any, Any]) -> Array:
-    axes = call["axes"] if call["axes"] is not None else range(x.ndim)
+    axes = [counted(a, x.ndim) for a in call["axes"]] if call["axes"] is not None else range(x.ndim)
     edges: list[tuple[Dim, Dim, int]] = [(0, 0, 0)] * x.ndim
     for axis, size in zip(axes, dims(shape), strict=True):
         n = x.shape[axis]

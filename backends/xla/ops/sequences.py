@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..lowering import Call, lowers
-from ..values import dims, ints, is_known, traced
+from ..values import counted, dims, ints, is_known, traced
 
 Array = Any
 Known = np.ndarray[Any, Any]
@@ -85,7 +85,7 @@ def _concat(call: Call, sequence: list[Any]) -> Array:
 @lowers("SplitToSequence", static={1})
 def _split(call: Call, x: Array, split: Known | None = None) -> list[Any]:
     value = call.operands[0] if is_known(call.operands[0]) else x
-    axis = call["axis"] % value.ndim
+    axis = counted(call["axis"], value.ndim)
     size = value.shape[axis]
     if split is None or split.ndim == 0:
         if not isinstance(size, int):

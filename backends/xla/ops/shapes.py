@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 
 from ..lowering import Call, lowers
-from ..values import dims, from_dims, ints, is_symbolic, to_dtype, traced
+from ..values import counted, dims, from_dims, ints, is_symbolic, larger, to_dtype, traced
 
 Array = Any
 Known = np.ndarray[Any, Any]
@@ -44,13 +44,15 @@ def _size(call: Call, x: Array) -> Known:
 def _reshape(call: Call, x: Array, shape: Known) -> Array:
     target = dims(shape)
     if not call["allowzero"]:
+        if any(isinstance(d, int) and d == 0 for d in target[x.ndim :]):
+            raise call.error(f"copies more dimensions than the {x.ndim} of its operand")
         target = [x.shape[i] if isinstance(d, int) and d == 0 else d for i, d in enumerate(target)]
     return x.reshape(tuple(target))
 
 
 @lowers("Flatten")
 def _flatten(call: Call, x: Array) -> Array:
-    axis = call["axis"] + (x.ndim if call["axis"] < 0 else 0)
+    axis = x.ndim if call["axis"] == x.ndim else counted(call["axis"], x.ndim)
     return x.reshape(_product(x.shape[:axis]), _product(x.shape[axis:]))
 
 
@@ -105,7 +107,7 @@ def _concat(call: Call, *operands: Array) -> Array:
 
 @lowers("Split", static={1})
 def _split(call: Call, x: Array, sizes: Known | None = None) -> tuple[Array, ...]:
-    axis = call["axis"] % x.ndim
+    axis = counted(call["axis"], x.ndim)
     whole = x.shape[axis]
     if sizes is None:
         count = call["num_outputs"] or len(call.node.results)
@@ -127,7 +129,7 @@ def _slice(
     for start, end, axis, step in zip(dims(starts), dims(ends), along, strides, strict=True):
         if step == 0:
             raise call.error("a step of 0")
-        x = _cut(x, axis % x.ndim, start, end, step)
+        x = _cut(x, counted(axis, x.ndim), start, end, step)
     return x
 
 
@@ -136,11 +138,14 @@ def _cut(x: Array, axis: int, start: Any, end: Any, step: int) -> Array:
     size = x.shape[axis]
     start, end = _from_end(start, size), _from_end(end, size)
     if step > 0:
-        start, end = _clamped(start, 0, size), _clamped(end, 0, size)
-        end = jax.core.max_dim(start, end)
+        end = _clamped(end, 0, size)
+        if isinstance(start, int) and _is(end, size):  # what is left has the size of a slice up to -start
+            start = size - larger(size - start, 0)
+        start = _clamped(start, 0, size)
+        end = larger(start, end)
         return x if _is(start, 0) and _is(end, size) and step == 1 else lax.slice_in_dim(x, start, end, step, axis)
     start, end = _clamped(start, 0, size - 1), _clamped(end, -1, size - 1)
-    count = jax.core.max_dim((start - end - step - 1) // -step, 0)
+    count = larger((start - end - step - 1) // -step, 0)
     first = start + (count - 1) * step
     if _is(count, 0):
         return lax.slice_in_dim(x, 0, 0, axis=axis)
@@ -167,7 +172,7 @@ def _at_most(a: Any, b: Any) -> bool:
 def _clamped(position: Any, low: Any, high: Any) -> Any:
     if not isinstance(high, int) and isinstance(position, int) and position >= 1 << 30:
         return high  # "to the end", of whatever size
-    return jax.core.max_dim(jax.core.min_dim(position, high), low)
+    return larger(jax.core.min_dim(position, high), low)
 
 
 # borders
@@ -175,8 +180,10 @@ def _clamped(position: Any, low: Any, high: Any) -> Any:
 
 @lowers("Pad", static={1, 3})
 def _pad(call: Call, x: Array, pads: Known, value: Array = None, axes: Known | None = None) -> Array:
-    along = list(range(x.ndim)) if axes is None else [a % x.ndim for a in ints(axes)]
+    along = list(range(x.ndim)) if axes is None else [counted(a, x.ndim) for a in ints(axes)]
     sizes = dims(pads)
+    if len(sizes) != 2 * len(along):
+        raise call.error(f"{len(sizes)} pads for {len(along)} dimensions")
     widths: list[tuple[Any, Any]] = [(0, 0)] * x.ndim
     for i, axis in enumerate(along):
         widths[axis] = sizes[i], sizes[i + len(along)]
@@ -253,8 +260,10 @@ def _range(call: Call, start: Known, limit: Known, delta: Known) -> Array:
         if not isinstance(step, int) or step == 0:
             raise call.error("a step that is not a number other than 0")
         count = (last - first + step - (1 if step > 0 else -1)) // step
-        at = jnp.arange(jax.core.max_dim(count, 0), dtype=dtype)
+        at = jnp.arange(larger(count, 0), dtype=dtype)
         return at if _is(first, 0) and step == 1 else jnp.asarray(first, dtype) + at * step
+    if not float(delta.reshape(())):
+        raise call.error("a step of 0")
     if np.issubdtype(dtype, np.integer):
         return np.arange(*(int(v.reshape(())) for v in (start, limit, delta)), dtype=dtype)
     first, last, step = (float(v.reshape(())) for v in (start, limit, delta))
@@ -277,7 +286,7 @@ def _trilu(call: Call, x: Array, k: Array = None) -> Array:
 
 @lowers("ReverseSequence")
 def _reverse_sequence(call: Call, x: Array, lengths: Array) -> Array:
-    time, batch = call["time_axis"] % x.ndim, call["batch_axis"] % x.ndim
+    time, batch = (counted(call[name], x.ndim) for name in ("time_axis", "batch_axis"))
     at = jnp.arange(x.shape[time], dtype=lengths.dtype)
     length = lengths[:, None]
     source = jnp.where(at < length, length - 1 - at, at)  # [batch, time]

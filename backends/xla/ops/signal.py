@@ -15,7 +15,7 @@ from jax import lax
 from ....ir.types import DType
 from ..lowering import Call, lowers
 from ..precision import widened
-from ..values import dims, ints, narrowed
+from ..values import counted, dims, ints, narrowed
 
 Array = Any
 Known = np.ndarray[Any, Any]
@@ -52,7 +52,7 @@ def _transformed(x: Array, length: Any, axis: int, *, onesided: bool) -> Array:
 @lowers("DFT", static={1, 2})
 def _dft(call: Call, x: Array, length: Known | None = None, axis: Known | None = None) -> Array:
     dtype, place = x.dtype, -2 if axis is None else ints(axis)[0]
-    place %= x.ndim
+    place = counted(place, x.ndim)
     if place == x.ndim - 1:
         raise call.error("axis is the last one, which holds real and imaginary part")
     signal, inverse, onesided = _as_complex(x), call["inverse"], bool(call["onesided"])

@@ -108,6 +108,95 @@ def test_a_table_of_positions_limits_a_size(tmp_path):
         program(RNG.normal(size=(2, 9, 6)).astype("f"))
 
 
+CONSTANTS = """
+      zero = Constant <value = int64[1] {0}> ()
+      one = Constant <value = int64[1] {1}> ()
+      two = Constant <value = int64[1] {2}> ()
+      five = Constant <value = int64[1] {5}> ()
+      end = Constant <value = int64[1] {9223372036854775807}> ()
+      sizes = Shape (x)
+      length = Slice (sizes, one, two)
+"""
+
+
+def test_the_end_of_a_table_limits_a_size_and_the_first_elements_of_an_input_do_not(tmp_path):
+    positions = RNG.normal(size=(1, 8, 6)).astype("f")
+    graph = model_of(
+        "g (float[batch, length, 6] x, float[1, 8, 6] positions) => (float[batch, length, 6] y, float[b, 6] first) {"
+        + CONSTANTS
+        + """
+          all = Constant <value = int64[1] {8}> ()
+          start = Sub (all, length)
+          last = Slice (positions, start, end, one)
+          y = Add (x, last)
+          some = Slice (x, zero, one, one)
+          first = Squeeze (some, one)
+        }""",
+        positions=positions,
+    )
+    assert backend("xla").write(graph, tmp_path / "m.stablehlo").facts["assumes"] == "length <= 8"
+    x = RNG.normal(size=(2, 5, 6)).astype("f")
+    y, first = backend("xla").load(tmp_path / "m.stablehlo")(x)
+    np.testing.assert_allclose(y, x + positions[:, 3:], rtol=1e-6)
+    np.testing.assert_array_equal(first, x[:, 0])
+
+
+def test_a_table_with_an_offset_limits_a_size_to_what_follows(tmp_path):
+    positions = RNG.normal(size=(1, 8, 6)).astype("f")
+    graph = model_of(
+        "g (float[batch, length, 6] x, float[1, 8, 6] positions) => (float[batch, length, 6] y) {"
+        + CONSTANTS
+        + "last = Add (length, two) some = Slice (positions, two, last, one) y = Add (x, some) }",
+        positions=positions,
+    )
+    assert backend("xla").write(graph, tmp_path / "m.stablehlo").facts["assumes"] == "length <= 6"
+    x = RNG.normal(size=(2, 6, 6)).astype("f")
+    np.testing.assert_allclose(backend("xla").load(tmp_path / "m.stablehlo")(x)[0], x + positions[:, 2:], rtol=1e-6)
+
+
+def test_the_largest_of_a_size_need_that_many(tmp_path):
+    graph = model_of(
+        """g (float[batch, n] x) => (float[batch, 3] y, int64[batch, 3] i) {
+          three = Constant <value = int64[1] {3}> ()
+          y, i = TopK (x, three)
+        }"""
+    )
+    assert backend("xla").write(graph, tmp_path / "m.stablehlo").facts["assumes"] == "n >= 3"
+    program = backend("xla").load(tmp_path / "m.stablehlo")
+    x = RNG.normal(size=(2, 5)).astype("f")
+    np.testing.assert_array_equal(program(x)[0], -np.sort(-x)[:, :3])
+    with pytest.raises(PlanishError, match="xla: "):
+        program(x[:, :2])
+
+
+@pytest.mark.parametrize(
+    "padding",
+    [
+        "rest = Mod (length, five) missing = Sub (five, rest) pad = Mod (missing, five)",
+        "negative = Neg (length) pad = Mod (negative, five)",
+    ],
+)
+def test_a_size_that_is_padded_to_whole_blocks_divides_into_them(tmp_path, padding):
+    graph = model_of(
+        "g (float[batch, length, 6] x) => (float[batch, blocks, 5, 6] y) {"
+        + CONSTANTS
+        + padding
+        + """
+          pads = Concat <axis = 0> (zero, pad)
+          nothing = Constant <value_float = 0.0> ()
+          padded = Pad (x, pads, nothing, one)
+          shape = Constant <value = int64[4] {0, -1, 5, 6}> ()
+          y = Reshape (padded, shape)
+        }"""
+    )
+    backend("xla").write(graph, tmp_path / "m.stablehlo")
+    program = backend("xla").load(tmp_path / "m.stablehlo")
+    for length in (1, 5, 12):
+        x = RNG.normal(size=(2, length, 6)).astype("f")
+        padded = np.pad(x, [(0, 0), (0, -length % 5), (0, 0)])
+        np.testing.assert_array_equal(program(x)[0], padded.reshape(2, -1, 5, 6))
+
+
 def test_sizes_that_must_agree_are_one(tmp_path):
     text = "g (float[n, past] a, float[n, new] b, float[n, total] mask) => (float[n, t] y) {"
     graph = model_of(text + " both = Concat <axis = 1> (a, b) y = Add (both, mask) }")

@@ -165,6 +165,39 @@ def test_scatters(reduction: str, dtype: str) -> None:
     np.testing.assert_array_equal(run(text, x, np.array([[-1], [0]]), rows)[0], wanted)
 
 
+@pytest.mark.parametrize("reduction", ["none", "add", "mul", "max", "min"])
+@pytest.mark.parametrize(
+    "indices", [[[[1, 1], [1, 2]], [[-1, 1], [-1, 2]]], [[[1, 2], [1, 1]], [[2, 2], [2, 1]]], [[[0, 1], [2, 3]]]]
+)
+def test_known_places_in_a_scatter_are_a_slice_only_in_order_and_without_gaps(
+    reduction: str, indices: list[list[list[int]]]
+) -> None:
+    shape = np.shape(indices)[:2]
+    text = f"""g (float[3, 4, n] x, float[{shape[0]}, {shape[1]}, n] u) => (float[3, 4, n] y) {{
+        i = Constant <value = int64[{shape[0]}, {shape[1]}, 2] {{{", ".join(map(str, np.ravel(indices)))}}}> ()
+        y = ScatterND <reduction = "{reduction}"> (x, i, u)
+    }}"""
+    x, u = numbers(3, 4, 2), numbers(*shape, 2)
+    check(text, x, u)
+    check_symbolic(text, f"3, 4, n;{shape[0]}, {shape[1]}, n", x, u)
+    function = to_jax(parse(text))
+    operations = str(jax.make_jaxpr(lambda *xs: function(function.params, *xs))(x, u))
+    assert ("scatter" in operations) == (indices[0] != [[1, 1], [1, 2]])
+
+
+def test_elements_at_known_places_along_an_axis_are_a_slice() -> None:
+    text = """g (float[2, 5] x, float[2, 2] u) => (float[2, 5] y, float[2, 5] z) {
+        i = Constant <value = int64[2, 2] {2, 3, 2, 3}> ()
+        j = Constant <value = int64[2, 2] {2, 3, 3, 4}> ()
+        y = ScatterElements <axis = 1> (x, i, u)
+        z = ScatterElements <axis = 1> (x, j, u)
+    }"""
+    check(text, numbers(2, 5), numbers(2, 2))
+    function = to_jax(parse(text))
+    operations = str(jax.make_jaxpr(lambda *xs: function(function.params, *xs))(numbers(2, 5), numbers(2, 2)))
+    assert operations.count("dynamic_update_slice") == 1
+
+
 def test_scatters_of_symbolic_sizes() -> None:
     text = """g (float[n, 3] x, int64[m, 1] i, float[m, 3] u) => (float[n, 3] y, float[n, 3] z) {
         zero = Constant <value_ints = [0]> ()
@@ -275,7 +308,7 @@ def test_nonzero_compress_and_unique_run_exactly() -> None:
 
 def test_what_depends_on_data_is_reported_and_cannot_be_traced() -> None:
     text = "g (float[n] x) => (int64[1, m] y) { y = NonZero (x) }"
-    executable = backend("xla").compile(parse(text))
+    executable = backend("xla").compile(parse(text), data_dependent="exact")
     assert not executable.report()["compiled"]
     function = to_jax(parse(text))
     with pytest.raises(LoweringError, match="NonZero: the shape of its result depends on data"):

@@ -351,3 +351,19 @@ def test_unpooling_with_symbolic_sizes() -> None:
     types = [jax.ShapeDtypeStruct((n, 1, length), t) for t in (np.float32, np.int32)]
     found = export.export(jax.jit(lambda *inputs: function({}, *inputs)))(*types).call(x, index)
     np.testing.assert_array_equal(found[0], [[[0, 1, 2, 0]]])
+
+
+def test_windows_up_to_the_ceiling_of_an_open_size_are_as_many_as_a_slice_leaves() -> None:
+    rng = np.random.default_rng(0)
+    attrs = {"kernel_shape": [2], "strides": [2], "ceil_mode": 1}
+    function = to_jax(graph_of("MaxPool", [normal(rng, 1, 2, 7)], attrs, (), {0: ("n", "c", "w")}))
+
+    def both(x: Any) -> Any:
+        return function(function.params, x)[0] + jax.lax.slice_in_dim(x, 0, x.shape[2], 2, 2)
+
+    (width,) = export.symbolic_shape("w")
+    exported = export.export(jax.jit(both))(jax.ShapeDtypeStruct((1, 2, width), jnp.float32))
+    for size in (5, 6):
+        x = normal(rng, 1, 2, size)
+        largest = np.maximum(x[..., ::2], np.append(x, x[..., -1:], -1)[..., 1 : size + size % 2 : 2])
+        np.testing.assert_array_equal(exported.call(x), largest + x[..., ::2])

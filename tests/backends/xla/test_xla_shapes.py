@@ -204,6 +204,46 @@ def test_slices_of_symbolic_sizes(limits: tuple[int, int, int]) -> None:
         check_symbolic(text, "n, 2", numbers(size, 2))
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_slices_without_the_first_and_the_last_of_what_may_be_empty_have_one_size(count: int) -> None:
+    text = f"""g (float[n, 2] x) => (float[] y) {{
+        zero = Constant <value_ints = [0]> ()
+        four = Constant <value_ints = [4]> ()
+        shape = Constant <value_ints = [-1, 4, 2]> ()
+        count = Constant <value_ints = [{count}]> ()
+        negative = Constant <value_ints = [-{count}]> ()
+        all = Constant <value_ints = [9223372036854775807]> ()
+        length = Shape <start = 0, end = 1> (x)
+        blocks = Div (length, four)
+        taken = Mul (blocks, four)
+        whole = Slice (x, zero, taken, zero)
+        b = Reshape (whole, shape)
+        start = Min (count, blocks)
+        first = Slice (b, zero, negative, zero)
+        last = Slice (b, {"start" if count == 1 else "count"}, all, zero)
+        y = Sub (last, first)
+    }}"""
+    for size in (2, 9, 18):
+        check_symbolic(text, "n, 2", numbers(size, 2))
+
+
+def test_arithmetic_on_a_single_symbolic_size() -> None:
+    text = """g (float[n, 2] x) => (float[] y) {
+        zero = Constant <value_int = 0> ()
+        axis = Constant <value_ints = [0]> ()
+        two = Constant <value_int = 2> ()
+        shape = Shape (x)
+        n = Gather (shape, zero)
+        negative = Neg (n)
+        half = Div (negative, two)
+        start = Neg (half)
+        at = Unsqueeze (n, axis)
+        from = Unsqueeze (start, axis)
+        y = Slice (x, from, at, axis)
+    }"""
+    check_symbolic(text.replace("Div (negative, two)", "Sub (negative, negative)"), "n, 2", numbers(6, 2))
+
+
 def test_a_slice_up_to_a_symbolic_size() -> None:
     text = """g (float[n, 3] x, float[m, 3] table) => (float[] y) {
         zero = Constant <value_ints = [0]> ()

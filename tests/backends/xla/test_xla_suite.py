@@ -11,7 +11,7 @@ import sys
 import warnings
 from pathlib import Path
 
-os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_PLATFORMS"] = "cpu"  # as `tests/conftest.py` has it, for the command
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import pytest

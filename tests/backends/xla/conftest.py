@@ -1,5 +1,0 @@
-"""The tests here run on the CPU, whatever else there is."""
-
-import os
-
-os.environ["JAX_PLATFORMS"] = "cpu"

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...ir.errors import PlanishError
 from ...ir.graph import Graph
-from ...ir.types import DType, TensorType, Type
+from ...ir.types import DType, OptionalType, SequenceType, TensorType, Type
 from ..base import Executable, LoweringError
 from .function import JaxFunction, to_jax
 from .lowering import DataDependentError
@@ -66,7 +66,7 @@ class XlaExecutable(Executable):
         unknown = sorted(set(inputs) - {name for name, _ in self.inputs})
         if unknown:
             raise PlanishError(f"the model has no input {unknown[0]!r}")
-        values = [self._value(name, inputs) for name, _ in self.inputs]
+        values = [self._value(name, type_, inputs) for name, type_ in self.inputs]
         with jax.enable_x64(True):
             try:
                 results = self._run(values)
@@ -74,10 +74,9 @@ class XlaExecutable(Executable):
                 raise PlanishError(f"xla: {' '.join(str(error).split())[:500]}") from error
             return [_result(r, t) for r, t in zip(results, self._types, strict=True)]
 
-    def _value(self, name: str, inputs: Mapping[str, Any]) -> Any:
+    def _value(self, name: str, type_: Type, inputs: Mapping[str, Any]) -> Any:
         if name in inputs:
-            value = inputs[name]
-            return value if value is None or isinstance(value, list | tuple) else np.asarray(value)
+            return _given(name, inputs[name], type_)
         if name not in self._defaults:
             raise PlanishError(f"no value for input {name!r}")
         return self._defaults[name].numpy()
@@ -123,6 +122,29 @@ class XlaExecutable(Executable):
             "static_inputs": [self.inputs[i][0] for i in plan.static_inputs],
             "traces": self.traces,
         }
+
+
+def _given(name: str, value: Any, type_: Type) -> Any:
+    """What is given for an input, as arrays.
+
+    Raises:
+        PlanishError: it is not what the model states.
+    """
+    if isinstance(type_, OptionalType):
+        return None if value is None else _given(name, value, type_.element)
+    if isinstance(type_, SequenceType):
+        if not isinstance(value, list | tuple):
+            raise PlanishError(f"input {name!r} is a sequence: give a list")
+        return [_given(name, v, type_.element) for v in value]
+    if value is None:
+        raise PlanishError(f"no value for input {name!r}")
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise PlanishError(f"input {name!r} is no array: {' '.join(str(error).split())[:200]}") from error
+    if isinstance(type_, TensorType) and type_.dtype and type_.dtype.numpy != array.dtype:
+        raise PlanishError(f"input {name!r} is {array.dtype}, the model states {type_.dtype.text}")
+    return array
 
 
 def _key(value: Any) -> Any:

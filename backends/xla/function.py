@@ -138,17 +138,17 @@ class JaxFunction:
 
     def _input(self, index: int, value: Any) -> Any:
         """Input ``index`` as the interpreter takes it."""
+        name, type_ = self.inputs[index]
+        if isinstance(type_, TensorType):
+            _check_shape(name, type_, np.shape(value))
         if index in self.static_inputs and value is not None:
             known = _known(value)
             if known is None:
                 raise PlanishError(
-                    f"input {self.inputs[index][0]!r} decides a shape: give a numpy array that is known when the "
+                    f"input {name!r} decides a shape: give a numpy array that is known when the "
                     "function is traced, not a traced one"
                 )
             return known
-        type_ = self.inputs[index][1]
-        if isinstance(type_, TensorType) and type_.rank not in (None, np.ndim(value)):
-            raise PlanishError(f"input {self.inputs[index][0]!r} has {type_.rank} dimensions, not {np.ndim(value)}")
         return traced(value)
 
     def write_back(self, params: Mapping[str, Any], graph: Graph) -> None:
@@ -173,6 +173,20 @@ class JaxFunction:
             new += [(value, trained) for value in values[id(old)]]
         for value, trained in new:
             replace(value, Value(trained.type, value.name, const=trained))
+
+
+def _check_shape(name: str, type_: TensorType, shape: Sequence[Any]) -> None:
+    """Raise a PlanishError if an input does not have the rank and the fixed sizes that its type states."""
+    stated = type_.shape
+    if stated is None:
+        return
+    if len(stated) != len(shape):
+        raise PlanishError(f"input {name!r} has {len(stated)} dimensions, not {len(shape)}")
+    for i, (size, given) in enumerate(zip(stated, shape, strict=True)):
+        if isinstance(size, int) and isinstance(given, int) and size != given:
+            raise PlanishError(
+                f"input {name!r} has {given} elements in dimension {i}, and the model is made for {size}"
+            )
 
 
 def _known(value: Any) -> Any:

@@ -9,6 +9,7 @@ from ...ir.tensor import Tensor
 from ..base import LoweringError, Problem
 from .flow import deciding, is_decided, loop_around, step_back
 from .lowering import find, has_strings
+from .words import unknown_word
 
 __all__ = ["Plan", "read_by"]
 
@@ -70,7 +71,7 @@ class Plan:
                 yield Problem(node, "has no lowering to JAX")
             elif any(has_strings(v.type) for v in (*node.operands, *node.results) if v is not None):
                 yield Problem(node, "works on strings, which XLA does not have")
-            elif lowering.refuses is not None and (reason := lowering.refuses(node)):
+            elif reason := unknown_word(node) or (lowering.refuses and lowering.refuses(node)):
                 yield Problem(node, reason)
             elif lowering.depends_on_data(node):
                 (self._decided if is_decided(deciding(node)) else self.data_dependent).append(node)

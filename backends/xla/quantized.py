@@ -22,7 +22,7 @@ from ...ir.quantization import FAKE_QUANTIZE, Format, format_of
 from .integers import multiply_integers
 from .lowering import Call, lowers_integers
 from .precision import precision_of, quotient
-from .values import is_known, traced
+from .values import counted, is_known, traced
 
 __all__ = ["Quantized", "dynamic_scale", "quantized_result", "spread"]
 
@@ -68,7 +68,7 @@ def spread(parameter: Array, shape: Sequence[Any], axis: int, block_size: int = 
     """A scale or zero point in a shape that broadcasts to ``shape``."""
     if parameter.size == 1:
         return parameter.reshape((1,) * len(shape))
-    axis %= len(shape)
+    axis = counted(axis, len(shape))
     if block_size:
         return lax.slice_in_dim(jnp.repeat(parameter, block_size, axis=axis), 0, shape[axis], axis=axis)
     return parameter.reshape([-1 if i == axis else 1 for i in range(len(shape))])

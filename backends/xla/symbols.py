@@ -108,18 +108,27 @@ def _taken(node: Node) -> Iterator[tuple[str, int]]:
 
 def _agreed(node: Node) -> Iterator[tuple[str, Dim]]:
     """Sizes that must be others for the operands of ``node`` to have one shape, or its pieces to be all of it."""
-    pieces, split = (content_of(node.operand(1)), node.given(0).shape) if node.op == "Split" else (None, None)
-    if pieces and split:
-        whole = split[node.attrs.get("axis", 0)]
+    if node.op == "Split" and (shape := node.given(0).shape) and (pieces := content_of(node.operand(1))):
+        whole = shape[node.attrs.get("axis", 0)]
         if isinstance(whole, Sym) and whole.name and all(isinstance(size, int) for size in pieces):
             yield whole.name, sum(pieces)
     shapes = [o.shape[::-1] for o in node.operands if o is not None and o.shape] if node.op in _BROADCASTING else []
+    if node.op == "Attention":
+        shapes = _attended(node)
     for i in range(max(map(len, shapes), default=0)):
         dims = [unclipped(s[i]) for s in shapes if len(s) > i and s[i] != 1]
         for a, b in pairwise(dict.fromkeys(dims)):
             solution = _solved(a - b)
             if solution is not None:
                 yield solution
+
+
+def _attended(node: Node) -> list[tuple[Dim, ...]]:
+    """The number of keys of an Attention, as its mask and as its keys have it."""
+    keys, mask, past = (o.shape if (o := node.operand(i)) is not None else None for i in (1, 3, 4))
+    if not keys or not mask or (past is None and node.operand(4) is not None):
+        return []
+    return [(mask[-1],), (keys[-2] + (past[-2] if past else 0),)]
 
 
 def _solved(difference: Dim) -> tuple[str, Dim] | None:

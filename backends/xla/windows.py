@@ -14,7 +14,7 @@ from jax import lax
 
 from .lowering import Call
 
-__all__ = ["Window", "pad_spatial", "window_of"]
+__all__ = ["Window", "pad_spatial", "steps_of", "window_of"]
 
 Dim = Any  # an integer or a symbolic dimension of jax.export
 
@@ -55,9 +55,9 @@ def window_of(call: Call, spatial: Sequence[Dim], sizes: Sequence[int], *, ceil:
         ceil: whether a last window may stick out where no padding is; only explicit padding knows that.
     """
     rank = len(spatial)
-    strides, dilations = (tuple(call[name] or (1,) * rank) for name in ("strides", "dilations"))
+    strides, dilations, given = steps_of(call, sizes, rank)
     extents = [(k - 1) * d + 1 for k, d in zip(sizes, dilations, strict=True)]
-    auto_pad, given = call["auto_pad"] or "NOTSET", call["pads"] or (0,) * (2 * rank)
+    auto_pad = call["auto_pad"] or "NOTSET"
     pads: list[tuple[Dim, Dim]] = []
     excess, counts = [], []
     for i, (n, extent, stride) in enumerate(zip(spatial, extents, strides, strict=True)):
@@ -71,6 +71,27 @@ def window_of(call: Call, spatial: Sequence[Dim], sizes: Sequence[int], *, ceil:
         excess.append(surplus)
         counts.append((n + before + after + surplus - extent) // stride + 1)
     return Window(tuple(sizes), strides, dilations, tuple(pads), tuple(excess), tuple(counts))
+
+
+def steps_of(call: Call, sizes: Sequence[int], rank: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """The strides, dilations and pads that a node states for a window of ``sizes`` over ``rank`` dimensions.
+
+    Raises:
+        LoweringError: these are not as many as there are dimensions, or not positive.
+    """
+    strides, dilations = (tuple(call[name] or (1,) * rank) for name in ("strides", "dilations"))
+    kernel, pads = tuple(call["kernel_shape"] or sizes), tuple(call["pads"] or (0,) * (2 * rank))
+    for name, numbers, count in (
+        *(("kernel_shape", kernel, rank), ("strides", strides, rank)),
+        *(("dilations", dilations, rank), ("pads", pads, 2 * rank)),
+    ):
+        if len(numbers) != count:
+            raise call.error(f"{name} has {len(numbers)} numbers for {rank} spatial dimensions")
+    if kernel != tuple(sizes):
+        raise call.error(f"kernel_shape is {list(kernel)}, the filters are {list(sizes)}")
+    if min((*strides, *dilations), default=1) < 1:
+        raise call.error("strides and dilations must be positive")
+    return strides, dilations, pads
 
 
 def same_pads(n: Dim, extent: int, stride: int, *, upper: bool) -> tuple[Dim, Dim]:

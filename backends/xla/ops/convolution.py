@@ -17,7 +17,7 @@ from jax import lax
 from ..lowering import Call, lowers
 from ..precision import precision_of
 from ..values import concrete, dims, ints
-from ..windows import Window, pad_spatial, window_of
+from ..windows import Window, pad_spatial, steps_of, window_of
 from .grid_sample import linear_taps, sample
 
 __all__ = ["add_bias", "convolve", "convolve_integers"]
@@ -83,7 +83,7 @@ def _conv(call: Call, x: Array, w: Array, b: Array = None) -> Array:
 @lowers("ConvTranspose")
 def _conv_transpose(call: Call, x: Array, w: Array, b: Array = None) -> Array:
     rank, groups = x.ndim - 2, call["group"]
-    strides, dilations = (call[name] or (1,) * rank for name in ("strides", "dilations"))
+    strides, dilations, _ = steps_of(call, w.shape[2:], rank)
     extents = [(k - 1) * d + 1 for k, d in zip(w.shape[2:], dilations, strict=True)]
     pads = _transposed_pads(call, x.shape[2:], extents, strides)
     if groups > 1:  # (C, M / groups, …): XLA wants the groups among the filters

@@ -1,7 +1,7 @@
 """Operators that pick elements by index, put them in places, or find where they are.
 
-Indices are within bounds, as ONNX asks: gathers promise so to XLA, which clamps those that are not. Definitions: the
-ONNX operator specification, opset 28.
+Indices are within bounds, as ONNX asks: that is promised to XLA, which clamps those of gathers that are not, and skips
+those of scatters. Known ones are checked. Definitions: the ONNX operator specification, opset 28.
 """
 
 from __future__ import annotations
@@ -66,6 +66,10 @@ def _common_step(at: Known) -> int:
 @lowers("GatherElements")
 def _gather_elements(call: Call, x: Array, indices: Array) -> Array:
     axis = counted(call["axis"], x.ndim)
+    if any(i != axis and n != x.shape[i] and not isinstance(n, int) for i, n in enumerate(indices.shape)):
+        at = [lax.broadcasted_iota(indices.dtype, indices.shape, i) for i in range(x.ndim)]
+        at[axis] = indices
+        return x.at[tuple(at)].get(mode=_INSIDE)
     region = tuple(slice(None) if i == axis else slice(n) for i, n in enumerate(indices.shape))
     return jnp.take_along_axis(x[region], _from_front(indices, x.shape[axis]), axis=axis, mode=_INSIDE)
 
@@ -168,10 +172,12 @@ def _scatter_nd(call: Call, x: Array, indices: Array, updates: Array) -> Array:
 @lowers("TensorScatter")
 def _tensor_scatter(call: Call, cache: Array, update: Array, starts: Array = None) -> Array:
     axis = counted(call["axis"], cache.ndim)
-    if starts is None:
-        return lax.dynamic_update_slice_in_dim(cache, update, 0, axis)
-    if call["mode"] != "circular":
-        return jax.vmap(lambda c, u, s: lax.dynamic_update_slice_in_dim(c, u, s, axis - 1))(cache, update, starts)
+    if isinstance(cache.shape[axis], int) and isinstance(update.shape[axis], int):
+        if starts is None:
+            return lax.dynamic_update_slice_in_dim(cache, update, 0, axis)
+        if call["mode"] != "circular":
+            return jax.vmap(lambda c, u, s: lax.dynamic_update_slice_in_dim(c, u, s, axis - 1))(cache, update, starts)
+    starts = jnp.zeros(cache.shape[0], int) if starts is None else starts
     places = (starts[:, None] + jnp.arange(update.shape[axis])) % cache.shape[axis]
 
     def write(cache: Array, update: Array, at: Array) -> Array:

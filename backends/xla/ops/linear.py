@@ -6,6 +6,7 @@ rounded once.
 
 from __future__ import annotations
 
+import string
 from typing import Any
 
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from ..precision import precision_of, widened
 __all__ = ["multiply_integers"]
 
 Array = Any
+_EQUATION = frozenset(string.ascii_letters + ",")
 
 
 def _sum_type(x: Array) -> Any:
@@ -50,6 +52,8 @@ def _scaled(x: Array, factor: float) -> Array:
 def _einsum(call: Call, *operands: Array) -> Array:
     dtype = operands[0].dtype
     equation = call["equation"].replace(" ", "")
+    if not set(equation.replace("->", "", 1).replace("...", "")) <= _EQUATION:
+        raise call.error(f"equation {equation!r} holds something other than letters, commas, an arrow and ellipses")
     product = jnp.einsum(
         equation, *operands, precision=precision_of(call), preferred_element_type=_sum_type(operands[0])
     )

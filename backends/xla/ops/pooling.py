@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -59,6 +60,8 @@ def _sums(x: Array, window: Window) -> Array:
 
 def _counts(window: Window, spatial: tuple[Any, ...], *, with_padding: bool) -> Any:
     """Over how many elements the mean is taken: a number, or an array of the form of the windows' positions."""
+    if not all(isinstance(n, int) for n in spatial):
+        return _sums_of_ones(window, spatial, with_padding=with_padding)
     total: Any = 1.0
     for i, n in enumerate(spatial):
         before, after = window.pads[i]
@@ -67,6 +70,14 @@ def _counts(window: Window, spatial: tuple[Any, ...], *, with_padding: bool) -> 
         is_constant = isinstance(along, np.ndarray) and (along == along[:1]).all()
         total = total * (float(along[0]) if is_constant and along.size else along.reshape(-1, *_ones(spatial, i)))
     return total
+
+
+def _sums_of_ones(window: Window, spatial: tuple[Any, ...], *, with_padding: bool) -> Array:
+    """As `_counts`, of symbolic sizes: by a window of the same form, so that JAX knows the positions to be as many."""
+    kept = [(b, a - e) if with_padding else (0, 0) for (b, a), e in zip(window.pads, window.excess, strict=True)]
+    rest = [(b - i, a - j) for (b, a), (i, j) in zip(window.pads, kept, strict=True)]
+    ones = jnp.ones((1, 1, *(n + b + a for n, (b, a) in zip(spatial, kept, strict=True))), jnp.float32)
+    return _sums(ones, replace(window, pads=tuple(rest)))
 
 
 def _ones(spatial: tuple[Any, ...], axis: int) -> tuple[int, ...]:

@@ -178,7 +178,9 @@ def _layer(
     batch_first = bool(call["layout"])
     times = x.shape[1] if batch_first else x.shape[0]
     batch = x.shape[0] if batch_first else x.shape[1]
-    directions = w.shape[0]
+    directions = 2 if call["direction"] == "bidirectional" else 1
+    if w.shape[0] != directions:
+        raise call.error(f"weights of {w.shape[0]} directions, and direction {call['direction']!r}")
     functions = _activations(call, kind.defaults, directions)
     lasts, outputs = [], []
     for d in range(directions):

@@ -136,6 +136,8 @@ def _slice(
 def _cut(x: Array, axis: int, start: Any, end: Any, step: int) -> Array:
     """The elements ``start``, ``start + step`` … before ``end`` along ``axis``, with ONNX's reading of the limits."""
     size = x.shape[axis]
+    if _is(size, 0):
+        return x
     start, end = _from_end(start, size), _from_end(end, size)
     if step > 0:
         end = _clamped(end, 0, size)
@@ -145,6 +147,9 @@ def _cut(x: Array, axis: int, start: Any, end: Any, step: int) -> Array:
         end = larger(start, end)
         return x if _is(start, 0) and _is(end, size) and step == 1 else lax.slice_in_dim(x, start, end, step, axis)
     start, end = _clamped(start, 0, size - 1), _clamped(end, -1, size - 1)
+    if not all(isinstance(v, int) for v in (start, end, size)):
+        start, end = size - 1 - start, size - 1 - end
+        return lax.slice_in_dim(lax.rev(x, (axis,)), start, larger(start, end), -step, axis)
     count = larger((start - end - step - 1) // -step, 0)
     first = start + (count - 1) * step
     if _is(count, 0):
@@ -158,6 +163,8 @@ def _is(a: Any, b: Any) -> bool:
 
 def _from_end(position: Any, size: Any) -> Any:
     """``position``, from the front. A symbolic one is a position from the front unless it always is negative."""
+    if not isinstance(size, int) and isinstance(position, int) and position <= -1 << 30:
+        return position  # "to the front", of whatever size
     return position + size if _at_most(position, -1) else position
 
 

@@ -15,7 +15,7 @@ from jax import lax
 from ....ir.types import DType
 from ..lowering import Call, lowers
 from ..precision import widened
-from ..values import counted, dims, ints, narrowed
+from ..values import counted, dims, ints, larger, narrowed
 
 Array = Any
 Known = np.ndarray[Any, Any]
@@ -71,6 +71,7 @@ def _stft(call: Call, x: Array, step: Known, window: Array = None, length: Known
     size = dims(length)[0] if length is not None else x.shape[1] if window is None else window.shape[0]
     signal = _as_complex(x)
     count = (signal.shape[1] - size) // hop + 1
+    count = count if isinstance(count, int) else larger(count, 0)
     places = lax.broadcasted_iota(jnp.int32, (count, size), 0) * hop + lax.broadcasted_iota(jnp.int32, (count, size), 1)
     frames = signal[:, places]
     if window is not None:

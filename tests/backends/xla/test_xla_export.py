@@ -10,6 +10,7 @@ import pytest
 import planish
 from planish.backends import backend
 from planish.ir.errors import PlanishError
+from planish.ir.text import parse
 
 RNG = np.random.default_rng(7)
 W = RNG.normal(size=(6, 4)).astype("f")
@@ -209,6 +210,18 @@ def test_sizes_that_must_agree_are_one(tmp_path):
         program(a, b, mask[:, :6])
 
 
+def test_a_size_that_is_split_into_known_pieces_is_their_sum(tmp_path):
+    graph = model_of(
+        """g (float[batch, 3] x) => (float[1, 3] a, float[2, 3] b) {
+          sizes = Constant <value = int64[2] {1, 2}> ()
+          a, b = Split <axis = 0> (x, sizes)
+        }"""
+    )
+    assert backend("xla").write(graph, tmp_path / "m.stablehlo").facts["assumes"] == "batch = 3"
+    x = RNG.normal(size=(3, 3)).astype("f")
+    np.testing.assert_array_equal(np.concatenate(backend("xla").load(tmp_path / "m.stablehlo")(x)), x)
+
+
 def test_sizes_that_shapes_are_computed_from_stay_open(tmp_path):
     graph = model_of(
         """g (float[batch, length, 6] x) => (float[batch, n, 3] y) {
@@ -341,3 +354,18 @@ def test_missing_files_and_folders_are_one_line(graph, tmp_path):
         backend("xla").load(tmp_path / "none.stablehlo")
     with pytest.raises(PlanishError, match="No such file or directory"):
         backend("xla").write(graph, tmp_path / "folder" / "m.stablehlo")
+
+
+def test_the_mask_of_an_attention_is_assumed_to_be_as_long_as_its_keys(tmp_path):
+    text = """g (float[b,2,q,4] query, float[b,2,new,4] key, float[b,2,new,4] value, float[b,1,q,all] mask,
+        float[b,2,past,4] keys, float[b,2,past,4] values) => (float[b,2,q,4] y, float[b,2,k,4] ks, float[b,2,k,4] vs) {
+        y, ks, vs = Attention (query, key, value, mask, keys, values)
+    }"""
+    graph = parse(text)
+    written = backend("xla").write(graph, tmp_path / "m.stablehlo")
+    assert written.facts["assumes"] == "all = new + past"
+    shapes = [(2, 2, 3, 4), (2, 2, 5, 4), (2, 2, 5, 4), (2, 1, 3, 7), (2, 2, 2, 4), (2, 2, 2, 4)]
+    inputs = [RNG.standard_normal(shape).astype(np.float32) for shape in shapes]
+    wanted = backend("xla").compile(graph)(*inputs)
+    for a, b in zip(backend("xla").load(tmp_path / "m.stablehlo")(*inputs), wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

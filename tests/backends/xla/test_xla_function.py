@@ -13,6 +13,7 @@ from planish.ir import constant, op
 from planish.ir.builder import make_node
 from planish.ir.edit import insert
 from planish.ir.errors import PlanishError
+from planish.ir.text import parse
 from planish.ir.verify import verify
 
 RNG = np.random.default_rng(5)
@@ -185,7 +186,7 @@ def test_options_are_checked(options, message):
         ((), "no value for input 'x'"),
         ((X, X), "2 inputs given, the model has 1"),
         ((X[0],), "input 'x' has 2 dimensions, not 1"),
-        ((X[:, :5],), "MatMul"),
+        ((X[:, :5],), "5 elements in dimension 1"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(function, inputs, message):
@@ -193,6 +194,32 @@ def test_inputs_that_do_not_fit_are_refused(function, inputs, message):
         function(function.params, *inputs)
     with pytest.raises(PlanishError):
         backend("xla").compile(graph(MLP, w1=W1, b1=B1, w2=W2))(dict(zip("xy", inputs, strict=False)))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (X.astype(np.float64), "input 'x' is float64, the model states float"),
+        (X.astype(np.int32), "input 'x' is int32, the model states float"),
+        (np.array([["a"] * 6]), "input 'x' is <U1, the model states float"),
+        ([[1.0, 2.0], [3.0]], "input 'x' is no array"),
+        (None, "no value for input 'x'"),
+    ],
+)
+def test_executables_take_what_the_model_states(value, message):
+    executable = backend("xla").compile(graph(MLP, w1=W1, b1=B1, w2=W2))
+    with pytest.raises(PlanishError, match=message):
+        executable({"x": value})
+    np.testing.assert_array_equal(executable({"x": list(X)})[executable.outputs[0]], executable(X)[0])
+
+
+def test_executables_take_lists_of_what_the_model_states():
+    executable = backend("xla").compile(parse("g (seq(float[2]) s) => (int64 n) { n = SequenceLength (s) }"))
+    assert executable([X[0, :2], X[0, 2:4]])[0] == 2
+    with pytest.raises(PlanishError, match="input 's' is <U1, the model states float"):
+        executable([X[0, :2], "a"])
+    with pytest.raises(PlanishError, match="input 's' is a sequence: give a list"):
+        executable(X)
 
 
 def test_missing_weights_are_named(function):

@@ -332,3 +332,38 @@ def test_compress_has_a_gradient() -> None:
     text = "g (float[4] x, bool[4] c) => (float[] y) { y = Compress (x, c) }"
     (found,) = gradients(text, numbers(4), np.array([True, False, False, True]))
     np.testing.assert_array_equal(found, [1, 0, 0, 2])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, ml_dtypes.bfloat16])
+def test_top_k_knows_no_signs_of_zeros_and_nan(dtype: Any) -> None:
+    largest = """g (float[6] x, int64[1] k) => (float[n] v, int64[n] i) { v, i = TopK (x, k) }"""
+    largest = largest.replace("float[", {2: "float16[", 4: "float["}[np.dtype(dtype).itemsize])
+    if dtype is ml_dtypes.bfloat16:
+        largest = largest.replace("float16", "bfloat16")
+    smallest = largest.replace("TopK", "TopK <largest = 0>")
+    x = np.array([-0.0, -np.nan, 0.0, 1, np.nan, -np.inf]).astype(dtype)
+    assert run(largest, x, np.array([6]))[1].tolist() == [1, 4, 3, 0, 2, 5]
+    assert run(smallest, x, np.array([6]))[1].tolist() == [5, 0, 2, 3, 1, 4]
+
+
+def test_gather_elements_of_symbolic_sizes_that_are_smaller_than_those_of_the_data() -> None:
+    text = "g (float[a, b, 3] x, int64[c, d, 2] i) => (float[c, d, 2] y) { y = GatherElements <axis = 1> (x, i) }"
+    x, indices = numbers(4, 3, 3), np.array([[[0, -1], [2, 1]]] * 2)
+    function, scope = to_jax(parse(text)), jax.export.SymbolicScope()
+    specs = [
+        jax.ShapeDtypeStruct(jax.export.symbolic_shape(shape, scope=scope), dtype)
+        for shape, dtype in (("a, b, 3", np.float32), ("c, d, 2", np.int64))
+    ]
+    with jax.enable_x64(True):
+        (found,) = jax.export.export(jax.jit(lambda *xs: function({}, *xs)))(*specs).call(x, indices)
+    np.testing.assert_array_equal(found, np.take_along_axis(x[:2, :, :2], indices, 1))
+
+
+@pytest.mark.parametrize("mode", ["linear", "circular"])
+@pytest.mark.parametrize("starts", ["", ", s"])
+def test_tensor_scatter_of_symbolic_sizes(mode: str, starts: str) -> None:
+    text = f"""g (float[b, 2, 8, 3] c, float[b, 2, n, 3] u, int64[b] s) => (float[b, 2, 8, 3] y) {{
+        y = TensorScatter <axis = 2, mode = "{mode}"> (c, u{starts})
+    }}"""
+    inputs = numbers(2, 2, 8, 3), numbers(2, 2, 3, 3), np.array([1, 5])
+    check_symbolic(text, "b, 2, 8, 3;b, 2, n, 3;b", *inputs)

@@ -367,3 +367,15 @@ def test_windows_up_to_the_ceiling_of_an_open_size_are_as_many_as_a_slice_leaves
         x = normal(rng, 1, 2, size)
         largest = np.maximum(x[..., ::2], np.append(x, x[..., -1:], -1)[..., 1 : size + size % 2 : 2])
         np.testing.assert_array_equal(exported.call(x), largest + x[..., ::2])
+
+
+@pytest.mark.parametrize("attrs", [{}, {"pads": [1, 0], "count_include_pad": 1}, {"pads": [1, 1]}, {"ceil_mode": 1}])
+@pytest.mark.parametrize("strides", [[1], [3]])
+def test_the_mean_of_windows_of_symbolic_sizes(attrs: dict[str, Any], strides: list[int]) -> None:
+    attrs = {"kernel_shape": [3], "dilations": [2], "strides": strides, **attrs}
+    rng = np.random.default_rng(0)
+    call = exported(to_jax(graph_of("AveragePool", [normal(rng, 1, 2, 7)], attrs, shapes={0: (1, 2, "n")})),
+                    export.symbolic_shape("1, 2, n"))  # fmt: skip
+    for length in (7, 12):
+        x = normal(rng, 1, 2, length)
+        np.testing.assert_allclose(call(x)[0], run("xla", "AveragePool", [x], attrs)[0], rtol=1e-6, atol=1e-6)

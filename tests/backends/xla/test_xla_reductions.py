@@ -132,7 +132,7 @@ def test_reductions_over_empty_sets_give_the_neutral_element() -> None:
 
 def test_an_axis_out_of_range_is_named() -> None:
     function = lowered("ReduceSum", TensorType(DType.FLOAT, None), axes(0))
-    with pytest.raises(PlanishError, match=r"axes \[0\] of a value with 0 dimensions"):
+    with pytest.raises(PlanishError, match="axis 0 of a value with 0 dimensions"):
         function(function.params, np.float32(1))
 
 
@@ -386,3 +386,7 @@ def test_a_symbolic_batch_is_exported(op: str, constants: Any, attrs: Any) -> No
     for x in (X, X[:1]):
         for found, expected in zip(exported.call(function.params, x), function(function.params, x), strict=True):
             np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_hardmax_of_nothing_is_nothing() -> None:
+    assert run("Hardmax", np.zeros((2, 0), np.float32)).shape == (2, 0)

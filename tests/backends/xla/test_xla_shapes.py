@@ -417,3 +417,19 @@ def test_without_64_bit_types() -> None:
     np.testing.assert_array_equal(shape, [3, 2])
     np.testing.assert_array_equal(n, np.arange(6))
     np.testing.assert_array_equal(y, x[-2:])
+
+
+@pytest.mark.parametrize("step", [-1, -2, -3])
+@pytest.mark.parametrize(("start", "end"), [(-1, -(1 << 63)), (1 << 62, 0), (3, -(1 << 31)), (-2, 1), (0, 2), (1, -9)])
+def test_a_slice_goes_backwards_through_symbolic_sizes(start: int, end: int, step: int) -> None:
+    text = f"""g (float[n, 2] x) => (float[m, 2] y) <
+        int64[1] s = {{{start}}}, int64[1] e = {{{end}}}, int64[1] a = {{0}}, int64[1] p = {{{step}}}
+    > {{ y = Slice (x, s, e, a, p) }}"""
+    check_symbolic(text, "n, 2", numbers(5, 2))
+
+
+@pytest.mark.parametrize("step", [2, -1])
+def test_a_slice_of_nothing_is_nothing(step: int) -> None:
+    text = f"""g (float[n, 2] x) => (float[m, 2] y) <int64[1] s = {{-1}}, int64[1] e = {{-9}}, int64[1] a = {{0}},
+        int64[1] p = {{{step}}}> {{ y = Slice (x, s, e, a, p) }}"""
+    assert run(text, numbers(0, 2))[0].shape == (0, 2)

@@ -137,3 +137,14 @@ def test_mel_filters_are_those_of_the_reference(bins: int, size: int, low: float
     (y,) = backend("xla").compile(g).run(feeds)
     (wanted,) = backend("reference").compile(g).run(feeds)
     np.testing.assert_allclose(y, wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_frames_of_a_signal_of_symbolic_length() -> None:
+    nodes = 's = Constant<value_int=3>() n = Constant<value_int=4>() y = STFT(x, s, "", n)'
+    function = to_jax(graph("float[b,l,1] x", "float[b,f,k,2] y", nodes))
+    shape = jax.ShapeDtypeStruct(jax.export.symbolic_shape("b, l, 1"), np.float32)
+    call = jax.export.export(jax.jit(lambda x: function({}, x)))(shape).call
+    x = rng.standard_normal((2, 12, 1)).astype(np.float32)
+    (y,), (wanted,) = call(x), function({}, x)
+    np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-5)
+    assert y.shape == (2, 3, 3, 2)

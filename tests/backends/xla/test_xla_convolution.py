@@ -2,50 +2,27 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-import onnx
 import pytest
 import torch
 from jax import export
-from onnx import helper, numpy_helper
 from torch.nn import functional
 
 from planish.backends import backend
-from planish.backends.xla.function import JaxFunction, to_jax
+from planish.backends.xla.function import to_jax
 from planish.backends.xla.ops.convolution import convolve, convolve_integers
 from planish.backends.xla.windows import Window
-from planish.frontends.onnx.upgrade import upgrade
-from planish.ir import Graph
-from planish.ir.convert.proto import from_proto
 
-
-def graph_of(
-    op: str,
-    operands: Sequence[Any],
-    attrs: Mapping[str, Any] | None = None,
-    constants: Collection[int] = (),
-    shapes: Mapping[int, Sequence[Any]] | None = None,
-) -> Graph:
-    """One node; the operands are arrays, which are its inputs but for ``constants``."""
-    names = ["" if o is None else f"x{i}" for i, o in enumerate(operands)]
-    inputs, weights = [], []
-    for i, (name, operand) in enumerate(zip(names, operands, strict=True)):
-        if i in constants:
-            weights.append(numpy_helper.from_array(operand, name))
-        elif operand is not None:
-            shape = (shapes or {}).get(i, operand.shape)
-            inputs.append(helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(operand.dtype), shape))
-    node = helper.make_node(op, names, ["y"], **(attrs or {}))
-    graph = helper.make_graph([node], "g", inputs, [onnx.ValueInfoProto(name="y")], weights)
-    return from_proto(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10), upgrade=upgrade
-    )
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from single_node import exported, graph_of
 
 
 def run(name: str, op: str, operands: Sequence[Any], attrs: Mapping[str, Any], constants: Collection[int] = ()) -> Any:
@@ -55,13 +32,6 @@ def run(name: str, op: str, operands: Sequence[Any], attrs: Mapping[str, Any], c
 
 def normal(rng: np.random.Generator, *shape: int) -> Any:
     return rng.standard_normal(shape).astype(np.float32)
-
-
-def exported(function: JaxFunction, *shapes: Sequence[Any]) -> Any:
-    """The function for float32 inputs of shapes that may be symbolic, as it comes out of a file."""
-    call = jax.jit(lambda *inputs: function(function.params, *inputs))
-    types = [jax.ShapeDtypeStruct(tuple(s), jnp.float32) for s in shapes]
-    return export.deserialize(export.export(call)(*types).serialize()).call
 
 
 # random configurations

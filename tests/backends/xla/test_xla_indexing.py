@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,23 +16,12 @@ from planish.backends import LoweringError, backend
 from planish.backends.xla.function import to_jax
 from planish.ir.text import parse
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from single_node import check_text as check
+from single_node import numbers
+from single_node import run_text as run
+
 Array = np.ndarray[Any, Any]
-
-
-def numbers(*shape: int) -> Array:
-    return np.random.default_rng(sum(shape)).normal(size=shape).astype(np.float32)
-
-
-def run(text: str, *inputs: Any) -> list[Any]:
-    return backend("xla").compile(parse(text))(*inputs)
-
-
-def check(text: str, *inputs: Any) -> None:
-    """It computes what the reference computes."""
-    wanted = backend("reference").compile(parse(text))(*inputs)
-    for found, value in zip(run(text, *inputs), wanted, strict=True):
-        np.testing.assert_array_equal(found, value)
-        assert found.dtype == value.dtype
 
 
 def check_symbolic(text: str, shapes: str, *inputs: Array, constraints: tuple[str, ...] = ()) -> None:

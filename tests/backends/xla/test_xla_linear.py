@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,32 +13,19 @@ import pytest
 import torch
 from jax import export
 
-from planish.backends.xla.function import JaxFunction, to_jax
-from planish.ir import DType, Graph, TensorType, tensor_type
+from planish.backends.xla.function import to_jax
+from planish.ir import DType, Graph, tensor_type
 from planish.ir.builder import make_node
 from planish.ir.edit import insert_floating
 from planish.ir.errors import PlanishError
 from planish.ir.schema import canonical_opset
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from single_node import lowered, type_of
+
 Array = np.ndarray[Any, Any]
 RANDOM = np.random.default_rng(0)
 TRAINING = "ai.onnx.preview.training"
-
-
-def lowered(op: str, *operands: Any, results: int | None = None, **attrs: Any) -> JaxFunction:
-    """One node as a JAX function of those of its operands that are types; the others are constants."""
-    graph = Graph("g", opsets={"": canonical_opset(), TRAINING: 1})
-    values = [graph.add_input(o, f"x{i}") if isinstance(o, TensorType) else o for i, o in enumerate(operands)]
-    node = make_node(op, tuple(values), attrs, results)
-    insert_floating(node.results, graph.ret)
-    for i, result in enumerate(node.results):
-        result.name = f"y{i}"
-    graph.set_outputs(node.results)
-    return to_jax(graph)
-
-
-def type_of(array: Array) -> TensorType:
-    return tensor_type(DType.from_numpy(array.dtype), *[None] * array.ndim)
 
 
 def run(op: str, *arrays: Any, **attrs: Any) -> Array:

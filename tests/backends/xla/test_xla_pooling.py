@@ -2,51 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-import onnx
 import pytest
 import torch
 from jax import export
-from onnx import helper, numpy_helper
 from torch.nn import functional
 
 from planish.backends import LoweringError, backend
 from planish.backends.xla.function import JaxFunction, to_jax
 from planish.backends.xla.ops.detection import non_max_suppression_padded
-from planish.frontends.onnx.upgrade import upgrade
-from planish.ir import Graph
-from planish.ir.convert.proto import from_proto
 
-
-def graph_of(
-    op: str,
-    operands: Sequence[Any],
-    attrs: Mapping[str, Any] | None = None,
-    constants: Collection[int] = (),
-    shapes: Mapping[int, Sequence[Any]] | None = None,
-    results: int = 1,
-) -> Graph:
-    """One node; the operands are arrays, which are its inputs but for ``constants``."""
-    names = ["" if o is None else f"x{i}" for i, o in enumerate(operands)]
-    inputs, weights = [], []
-    for i, (name, operand) in enumerate(zip(names, operands, strict=True)):
-        if i in constants:
-            weights.append(numpy_helper.from_array(operand, name))
-        elif operand is not None:
-            shape = (shapes or {}).get(i, operand.shape)
-            inputs.append(helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(operand.dtype), shape))
-    outputs = [f"y{i}" for i in range(results)]
-    node = helper.make_node(op, names, outputs, **(attrs or {}))
-    graph = helper.make_graph([node], "g", inputs, [onnx.ValueInfoProto(name=o) for o in outputs], weights)
-    return from_proto(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10), upgrade=upgrade
-    )
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from single_node import graph_of
 
 
 def run(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,12 +15,11 @@ import pytest
 import torch
 from jax import export
 
-from planish.backends.xla.function import JaxFunction, to_jax
-from planish.ir import DType, Graph, TensorType, tensor_type
-from planish.ir.builder import make_node
-from planish.ir.edit import insert_floating
+from planish.ir import DType, TensorType
 from planish.ir.errors import PlanishError
-from planish.ir.schema import canonical_opset
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from single_node import lowered, type_of
 
 Array = np.ndarray[Any, Any]
 INF, NAN = np.inf, np.nan
@@ -26,22 +27,6 @@ RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(4, 6, 5)).astype("f")
 C6 = RANDOM.normal(size=6).astype("f")
 C5 = RANDOM.normal(size=5).astype("f")
-
-
-def lowered(op: str, *operands: Any, results: int | None = None, **attrs: Any) -> JaxFunction:
-    """One node as a JAX function of those of its operands that are types; the others are constants."""
-    graph = Graph("g", opsets={"": canonical_opset()})
-    values = [graph.add_input(o, f"x{i}") if isinstance(o, TensorType) else o for i, o in enumerate(operands)]
-    node = make_node(op, tuple(values), attrs, results)
-    insert_floating(node.results, graph.ret)
-    for i, result in enumerate(node.results):
-        result.name = f"y{i}"
-    graph.set_outputs(node.results)
-    return to_jax(graph)
-
-
-def type_of(array: Array) -> TensorType:
-    return tensor_type(DType.from_numpy(array.dtype), *[None] * array.ndim)
 
 
 def run(op: str, x: Any, *constants: Any, **attrs: Any) -> Array:

@@ -18,7 +18,7 @@ from . import archive
 from .executable import for_inference
 from .function import JaxFunction
 from .padded import Padded, in_parts
-from .symbols import Assumptions, abstract_inputs, assumptions_of
+from .symbols import Assumptions, abstract_inputs, assumptions_of, check_sizes
 
 __all__ = ["PLATFORMS", "Exported", "export_function", "load", "save", "signature", "wide"]
 
@@ -89,6 +89,7 @@ def save(
         PlanishError: it cannot be lowered, or not be written.
     """
     function = for_inference(graph, **options)
+    check_sizes(function, sizes or {})
     with jax.enable_x64(wide(function.plan.graph)):
         exported, assumed = export_function(function, platforms, sizes)
         text = str(exported.mlir_module()) if os.fspath(path).endswith(".mlir") else None

@@ -17,7 +17,7 @@ from ...ir.infer import content_of, scalar_content
 from ...ir.types import TensorType
 from .function import JaxFunction
 
-__all__ = ["Assumptions", "Symbols", "abstract_inputs", "assumptions_of"]
+__all__ = ["Assumptions", "Symbols", "abstract_inputs", "assumptions_of", "check_sizes"]
 
 _BROADCASTING = frozenset(
     {
@@ -191,6 +191,19 @@ def _plain(name: str) -> str:
     """``name`` as ``jax.export`` can read it."""
     plain = "".join(c if c.isalnum() and c.isascii() else "_" for c in name.strip("?~")) or "size"
     return plain if plain[0].isalpha() else f"d{plain}"
+
+
+def check_sizes(function: JaxFunction, sizes: Mapping[str, int]) -> None:
+    """Raise a PlanishError if ``sizes`` has a name that no input of ``function`` has."""
+    names: set[str] = set()
+    for _, type_ in function.inputs:
+        for dim in (type_.shape or ()) if isinstance(type_, TensorType) else ():
+            if isinstance(dim, Sym):
+                names.update(atom for monomial in dim.terms for atom in monomial)
+    unknown = sorted(set(sizes) - names)
+    if unknown:
+        known = ", ".join(sorted(n for n in names if not n.startswith("?"))) or "none"
+        raise PlanishError(f"no input has a size {unknown[0]!r}: the named sizes are {known}")
 
 
 def abstract_inputs(

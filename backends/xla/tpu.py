@@ -24,7 +24,7 @@ from .export import signature, wide
 from .function import JaxFunction
 from .padded import in_parts
 from .sharding import parse_mesh, shard
-from .symbols import abstract_inputs
+from .symbols import abstract_inputs, check_sizes
 
 __all__ = ["GENERATIONS", "TpuReport", "compile_tpu", "save"]
 
@@ -172,7 +172,7 @@ def compile_tpu(
     arguments = [placed(shape, spec) for shape, spec in zip(inputs, sharding.inputs, strict=True)]
     try:
         compiled = jax.jit(in_parts(function)).lower(params, *arguments).compile()
-    except jax.errors.JaxRuntimeError as error:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:  # such as a batch that does not divide by the chips
         raise PlanishError(f"tpu:{variant}: {_refusal(str(error))}") from error
     report = TpuReport(variant, chips, axes, 0, 0, 0, generation.memory, regions=sharding.regions)
     report.padded = dict(function.padded)
@@ -260,6 +260,7 @@ def save(
     from jax.experimental import serialize_executable
 
     function = for_inference(graph, **options)
+    check_sizes(function, sizes or {})
     with jax.enable_x64(wide(function.plan.graph)):
         compiled, report = compile_tpu(function, variant, sizes=sizes, mesh=mesh)
         program, _, _ = serialize_executable.serialize(compiled)

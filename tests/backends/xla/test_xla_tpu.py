@@ -171,6 +171,12 @@ def test_unknown_chips_are_refused(block, variant):
         compile_tpu(to_jax(block), variant, sizes={"batch": 1})
 
 
+def test_a_batch_that_the_chips_do_not_divide_is_refused(block):
+    with pytest.raises(PlanishError, match="tpu:v5e:2x2: ") as caught:
+        compile_tpu(to_jax(block), "v5e:2x2", sizes={"batch": 3}, mesh="data=4")
+    assert "\n" not in str(caught.value)
+
+
 def test_what_does_not_fit_is_said_in_a_line():
     graph = model_of("g (float[n, 65536] x) => (float[n, 65536] y) { y = Exp (x) }")
     with pytest.raises(PlanishError, match=r"tpu:v5e: does not fit: it needs [\d.]+G of memory, and a chip has 15.75G"):

@@ -36,6 +36,11 @@ def run(graph: Graph, *args: Tensor) -> list[np.ndarray]:
     return outputs
 
 
+@pytest.fixture(autouse=True)
+def _same_numbers() -> None:
+    torch.manual_seed(0)
+
+
 def check(module: nn.Module, *args: Any, rtol: float = 1e-5, atol: float = 1e-6, **options: Any) -> Graph:
     """Import ``module``, verify the graph, and compare what it computes with torch; returns the graph."""
     module.eval()
@@ -130,7 +135,7 @@ class Tied(nn.Module):
 
 
 def test_tied_weights_are_one_tensor() -> None:
-    graph = check(Tied(), torch.randint(0, 16, (2, 3)))
+    graph = check(Tied(), torch.randint(0, 16, (2, 3)), atol=1e-5)  # a sum of all weights, in another order
     assert len(weights(graph)) == 1
     assert len([v for v in graph.constants() if v.shape == (16, 8)]) == 1
 

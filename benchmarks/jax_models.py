@@ -13,7 +13,6 @@ may be compared.
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -252,12 +251,9 @@ def device(platform: str) -> Any:
         return jax.devices(kind)[0]
     from jax.experimental import topologies
 
-    # What libtpu would ask a TPU host for; without these it complains on stderr, locks out other processes that
-    # compile, and writes logs. It reads them when it is loaded, here.
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    os.environ.setdefault("TPU_LOG_DIR", "disabled")
+    from planish.backends.xla import quiet_libtpu
+
+    quiet_libtpu()
     return topologies.get_topology_desc(platform=kind, topology_name=f"{generation or 'v5e'}:1x1x1").devices[0]
 
 

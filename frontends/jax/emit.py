@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -146,7 +147,8 @@ class Emitter:
     def known(self, value: Value) -> tuple[int, ...] | None:
         """The elements of a small integer value, where all are known."""
         elements = content_of(value)
-        return elements if elements is not None and all(isinstance(e, int) for e in elements) else None  # type: ignore[return-value]
+        known = tuple(e for e in elements or () if isinstance(e, int))
+        return known if elements is not None and len(known) == len(elements) else None
 
     # types and shapes
 
@@ -165,14 +167,12 @@ class Emitter:
             return value
         if all(is_known(d) for d in dims) or 0 in dims or (shape is not None and 0 in shape):
             return self.op.Reshape(value, self.vector(dims), allowzero=1 if 0 in dims else None)
-        same = 0
-        while same < min(len(dims), len(shape or ())) and dims[same] == shape[same]:  # type: ignore[index]
-            same += 1
+        same = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(dims, shape or (), strict=False))))
         open_ = [d for d in dims[same:] if not is_known(d)]
         if len(open_) <= 1:  # 0: as it is; -1: what is left
-            target = [0 if not is_known(d) else d for d in dims[:same]]
-            target += [-1 if not is_known(d) else d for d in dims[same:]]
-            return self.typed(self.op.Reshape(value, self.integers(target)), dims)  # type: ignore[arg-type]
+            target = [d if isinstance(d, int) else 0 for d in dims[:same]]
+            target += [d if isinstance(d, int) else -1 for d in dims[same:]]
+            return self.typed(self.op.Reshape(value, self.integers(target)), dims)
         return self.typed(self.op.Reshape(value, self.vector(dims)), dims)
 
     def typed(self, value: Value, dims: Sequence[Dim]) -> Value:
@@ -267,7 +267,8 @@ def _folded(node: Node) -> Value | None:
             return None
         arrays.append(operand.const.numpy())
     type_ = node.result.type
-    if not isinstance(type_, TensorType) or not type_.is_static or not type_.size <= _SMALL:  # type: ignore[operator]
+    size = type_.size if isinstance(type_, TensorType) else None
+    if not isinstance(type_, TensorType) or not isinstance(size, int) or size > _SMALL:
         return None
     found = evaluate(node, arrays)
     return None if found is None else constant(found[0].astype(type_.dtype.numpy), type_.dtype)

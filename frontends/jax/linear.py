@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ...ir.dims import Sym, product
+from ...ir.dims import product
 from ...ir.graph import Value
 from ...ir.types import DType
 from .elementwise import convert
@@ -91,7 +91,7 @@ def _grouped(t: Translator, left: _Side, right: _Side, result: DType) -> Value:
     """
     (x, x_free, x_contract, batch), (y, y_free, y_contract, y_batch) = left, right
     shape = x.shape or ()
-    row = max(x_free, key=lambda a: math.inf if isinstance(shape[a], Sym) else int(shape[a]))  # type: ignore[arg-type]
+    row = max(x_free, key=lambda a: d if isinstance(d := shape[a], int) else math.inf)
     single = [a for a in x_free if a != row and shape[a] == 1]
     groups = [a for a in x_free if a != row and shape[a] != 1]
     n, g, s = len(batch), len(groups), len(single)

@@ -16,8 +16,6 @@ from ..integers import multiply_integers
 from ..lowering import Call, lowers
 from ..precision import precision_of, widened
 
-__all__ = ["multiply_integers"]
-
 Array = Any
 _EQUATION = frozenset(string.ascii_letters + ",")
 

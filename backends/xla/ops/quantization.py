@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 
 from ....ir.types import DType
+from ..integers import multiply_integers
 from ..lowering import Call, lowers
 from ..precision import precision_of, quotient
 from ..quantized import spread
@@ -21,7 +22,6 @@ from ..values import to_dtype
 from ..windows import window_of
 from .casts import cast
 from .convolution import add_bias, convolve_integers
-from .linear import multiply_integers
 
 Array = Any
 

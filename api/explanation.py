@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from planish.ir import Graph, Node
 from planish.ir.errors import PlanishError
+from planish.jax_function import to_jax
 from planish.models import load, save
 from planish.optimizer import parse_pipeline, runner_factory
 from planish.passes import Context, Observer, Pass, Pipeline
@@ -91,7 +92,7 @@ def explain(
     graph = _copy(model)
     observer = Explain()
     samples = reader(data, graph) if data is not None else made_up_samples(_copy(model), target)
-    ctx = Context(runner_factory(target), [observer], target, samples=samples)
+    ctx = Context(runner_factory(target), [observer], target, samples=samples, differentiate=to_jax)
     raised = _Raised()
     ctx.observers.append(raised)
     passes.run(graph, ctx)

@@ -11,6 +11,7 @@ from planish import expectations
 from planish.flops import Size, size_of
 from planish.ir import Graph
 from planish.ir.errors import PlanishError
+from planish.jax_function import to_jax
 from planish.models import load, save_for
 from planish.passes import Context, Observer, Pipeline
 from planish.passes.base import RequestError
@@ -230,6 +231,7 @@ class _Job:
             metric=self.metric,
             stopwatch=_seconds if self.times and not self.is_remote else None,
             progress=self.progress,
+            differentiate=to_jax,
         )
 
     def _attempt(self, pipeline: Pipeline, mode: Mode) -> _Attempt:

@@ -14,13 +14,24 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from ..ir import Graph, Node
+from ..ir import Graph, Node, Type, Value
 from ..ir.errors import PlanishError
 from .numerics import Exact, Numerics
 from .rewrite import RuleIndex, rewrite
 from .rules import Replacement, Rule
 
-__all__ = ["Context", "Failure", "Observer", "Pass", "PassError", "PassResult", "RequestError", "RewritePass", "Runner"]
+__all__ = [
+    "Context",
+    "Differentiable",
+    "Failure",
+    "Observer",
+    "Pass",
+    "PassError",
+    "PassResult",
+    "RequestError",
+    "RewritePass",
+    "Runner",
+]
 
 Arrays = Mapping[str, Any]
 
@@ -49,15 +60,41 @@ class Runner(Protocol):
         ...
 
 
+class Differentiable(Protocol):
+    """A graph as a pure function of its weights and inputs that JAX can trace, differentiate and compile."""
+
+    inputs: list[tuple[str, Type]]
+    outputs: list[str]
+
+    @property
+    def params(self) -> dict[str, np.ndarray]:
+        """The weights by name."""
+        ...
+
+    def __call__(self, params: Mapping[str, Any], *inputs: Any) -> tuple[Any, ...]:
+        """The outputs, in the order of ``outputs``."""
+        ...
+
+    def constants(self, graph: Graph) -> dict[str, list[Value]]:
+        """The constants of ``graph``, the one that this was made of, that each of ``params`` stands for."""
+        ...
+
+    def write_back(self, params: Mapping[str, Any], graph: Graph) -> None:
+        """Store ``params`` as the constants of ``graph``."""
+        ...
+
+
 @dataclass(frozen=True)
 class Pass:
     """Base class of passes. Subclasses are frozen dataclasses and implement `run`.
 
     Attributes:
         numerics: what the pass promises about the values that the graph computes.
+        needs_original: whether it looks at the graph as it was before the first pass (`Context.original`).
     """
 
     numerics: ClassVar[Numerics] = Exact()
+    needs_original: ClassVar[bool] = False
 
     @classmethod
     def pass_name(cls) -> str:
@@ -151,7 +188,7 @@ class Context:
     """What passes share during one run of a pipeline.
 
     Attributes:
-        runner: makes a `Runner` when first needed; None if graphs cannot be run.
+        runner_factory: makes a `Runner` when first needed; None if graphs cannot be run.
         observers: in the order in which they are asked.
         target: the target that the result is for (``onnxruntime:x64``).
         disabled: names of rules that must not fire.
@@ -162,6 +199,8 @@ class Context:
         stopwatch: the seconds that each of two functions takes, measured side by side; None if nothing may be measured.
         progress: is told what is going on.
         limit: how many more rewrites the current pass may make; None for no limit (see `planish.passes.bisect`).
+        differentiate: makes a function of a graph that has gradients; None if there are none to be had.
+        original: the graph before the first pass, for passes that compare with it or learn from it; nobody changes it.
     """
 
     runner_factory: Callable[[], Runner] | None = None
@@ -174,6 +213,8 @@ class Context:
     stopwatch: Callable[[Callable[[], object], Callable[[], object]], tuple[float, float]] | None = None
     progress: Callable[[str], None] = lambda message: None
     limit: int | None = None
+    differentiate: Callable[[Graph], Differentiable] | None = None
+    original: Graph | None = None
     last: Replacement | None = None
     _runner: Runner | None = None
 
@@ -194,6 +235,17 @@ class Context:
     def can_run(self) -> bool:
         """Whether there is a runner."""
         return self._runner is not None or self.runner_factory is not None
+
+    def differentiable(self, graph: Graph) -> Differentiable:
+        """``graph`` as a function that has gradients.
+
+        Raises:
+            RequestError: the context was made without them, or what they need is not installed.
+            PlanishError: an operator has no lowering.
+        """
+        if self.differentiate is None:
+            raise RequestError("this pass needs gradients, and the context has none: pass differentiate=planish.to_jax")
+        return self.differentiate(graph)
 
     def allows(self, replacement: Replacement) -> bool:
         """Whether a rewrite may happen: its rule is enabled, the limit is not reached, and no observer objects."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..ir import Graph
+from ..ir.clone import clone_graph
 from ..ir.edit import Transaction
 from ..ir.errors import PlanishError
 from .base import Context, Failure, Pass, PassResult, RequestError
@@ -79,7 +80,14 @@ class Pipeline(Pass):
     def __str__(self) -> str:
         return ",".join(str(p) for p in self.passes)
 
+    @property
+    def needs_original(self) -> bool:  # type: ignore[override]
+        """Whether one of its passes does."""
+        return any(p.needs_original for p in self.passes)
+
     def run(self, graph: Graph, ctx: Context) -> None:
+        if ctx.original is None and self.needs_original:
+            ctx.original = clone_graph(graph)
         for p in self.passes:
             if isinstance(p, Pipeline | Fixpoint):
                 p.run(graph, ctx)

@@ -151,15 +151,27 @@ class JaxFunction:
             return known
         return traced(value)
 
+    def constants(self, graph: Graph) -> dict[str, list[Value]]:
+        """The constants of ``graph``, the one that this function was made of, that each of `params` stands for.
+
+        Raises:
+            PlanishError: there are none for a weight.
+        """
+        values: dict[int, list[Value]] = {}
+        for value in graph.constants():
+            values.setdefault(id(value.const), []).append(value)
+        for name, tensor in self.plan.tensors.items():
+            if id(tensor) not in values:
+                raise PlanishError(f"the graph has no weight {name!r}: this function was made of another one")
+        return {name: values[id(tensor)] for name, tensor in self.plan.tensors.items()}
+
     def write_back(self, params: Mapping[str, Any], graph: Graph) -> None:
         """Store trained ``params`` as the constants of ``graph``, the one that this function was made of.
 
         Raises:
             PlanishError: a weight is missing, has another shape, or is not one of ``graph``.
         """
-        values: dict[int, list[Value]] = {}
-        for value in graph.constants():
-            values.setdefault(id(value.const), []).append(value)
+        values = self.constants(graph)
         new: list[tuple[Value, Tensor]] = []
         for name, old in self.plan.tensors.items():
             if name not in params:
@@ -167,10 +179,8 @@ class JaxFunction:
             array = np.asarray(params[name])
             if array.shape != old.shape:
                 raise PlanishError(f"weight {name!r} has shape {list(array.shape)}, the graph's has {list(old.shape)}")
-            if id(old) not in values:
-                raise PlanishError(f"the graph has no weight {name!r}: this function was made of another one")
             trained: Tensor = ArrayTensor(array.astype(old.dtype.numpy), old.dtype, old.name)
-            new += [(value, trained) for value in values[id(old)]]
+            new += [(value, trained) for value in values[name]]
         for value, trained in new:
             replace(value, Value(trained.type, value.name, const=trained))
 

@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from planish.expectations import Outcome
-    from planish.flops import Size
+    from planish.ir.flops import Size
     from planish.measure import Comparison
     from planish.passes import PassResult
 
-__all__ = ["LAYER_HEAD", "Report", "Verification", "count", "layer_rows", "layer_table", "table"]
+__all__ = ["LAYER_HEAD", "Report", "Verification", "count", "facts_rows", "layer_rows", "layer_table", "table"]
 
 LAYER_HEAD = ("layer", "operator", "weight", "activation", "range", "SQNR", "of loss", "alone, ms", "runs as")
 _LAYERS = 10  # in the text; the web page and JSON have all
@@ -192,7 +192,12 @@ class Report:
         return [row for r in self.passes for row in r.table]
 
     def _layers(self) -> str:
-        return layer_table(self.layers, _LAYERS)
+        tables = [f"{name}:\n{facts_table(rows, _LAYERS)}" for name, rows in self.facts()]
+        return "\n\n".join(text for text in (layer_table(self.layers, _LAYERS), *tables) if text)
+
+    def facts(self) -> list[tuple[str, list[dict[str, Any]]]]:
+        """The tables of passes whose rows are not of `LAYER_HEAD`, by pass."""
+        return [(r.name, r.table) for r in self.passes if r.table and not _is_layer(r.table[0])]
 
     def _misses(self) -> str:
         if self.changed or self.fallback:
@@ -234,17 +239,44 @@ def layer_rows(layers: Sequence[dict[str, Any]], limit: int | None = None) -> li
             "" if row["seconds"] is None else " -> ".join(f"{1e3 * s:.2g}" for s in row["seconds"]),
             row["kernel"],
         )
-        for row in sorted(layers, key=lambda row: -row["share"])[:limit]
+        for row in sorted(filter(_is_layer, layers), key=lambda row: -row["share"])[:limit]
     ]
+
+
+def _is_layer(row: dict[str, Any]) -> bool:
+    """Whether a row has the facts for `LAYER_HEAD`."""
+    return "share" in row
+
+
+def facts_rows(rows: Sequence[dict[str, Any]], limit: int | None = None) -> list[tuple[str, ...]]:
+    """A head and rows of any facts, as text, ``limit`` rows at most; columns without a fact are left out."""
+    names = [
+        name for name in dict.fromkeys(n for row in rows for n in row) if any(_fact(row.get(name)) for row in rows)
+    ]
+    return [tuple(names), *(tuple(_fact(row.get(name)) for name in names) for row in rows[:limit])]
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " -> ".join(map(_fact, value))
+    return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def facts_table(rows: Sequence[dict[str, Any]], limit: int | None) -> str:
+    """The same as one text."""
+    found = facts_rows(rows, limit)
+    text = table(found, "l" * len(found[0]))
+    return text + (f"\n… and {len(rows) - len(found) + 1} rows more" if len(rows) >= len(found) else "")
 
 
 def layer_table(layers: Sequence[dict[str, Any]], limit: int | None) -> str:
     """The same as text; "" if there are none."""
-    if not layers:
-        return ""
     rows = layer_rows(layers, limit)
+    if not rows:
+        return ""
     text = table([LAYER_HEAD, *rows], "llllrrrrl")
-    return text + (f"\n… and {len(layers) - len(rows)} layers more" if len(layers) > len(rows) else "")
+    more = sum(map(_is_layer, layers)) - len(rows)
+    return text + (f"\n… and {more} layers more" if more else "")
 
 
 def table(rows: Sequence[Sequence[str]], align: str) -> str:

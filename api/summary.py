@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from planish.flops import Size, size_of
+from planish.ir.flops import Size, size_of
 from planish.models import load
 
 if TYPE_CHECKING:

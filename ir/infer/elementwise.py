@@ -96,6 +96,13 @@ def _comparison(allowed: DTypes) -> TypingRule:
     return comparison
 
 
+_ACROSS = {"LRN", "MeanVarianceNormalization"}  # typed like unary operators, but elements look at their neighbours
+ELEMENTWISE = frozenset(
+    name for table in (_UNARY, _BINARY, _COMPARISONS) for ops in table.values() for name in ops.split()
+).union(["Cast", "CastLike", "Clip", "Identity", "IsInf", "IsNaN", "Max", "Mean", "Min", "Pow", "PRelu", "Sum", "Where"])
+ELEMENTWISE -= _ACROSS
+
+
 def _register() -> None:
     for table, factory in ((_UNARY, _unary), (_BINARY, _binary), (_COMPARISONS, _comparison)):
         for allowed, ops in table.items():

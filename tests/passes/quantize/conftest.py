@@ -1,38 +1,21 @@
 """Small models, samples for them, and quantization of them, for the tests of quantization."""
 
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from planish.backends.base import backend
-from planish.ir import DType, Graph, constant, edit, op, sym, tensor_type
+from planish.ir import DType, constant, op, sym
 from planish.ir.clone import clone_graph
 from planish.ir.quantization import FAKE_QUANTIZE
 from planish.ir.verify import verify
 from planish.passes import Context, Pipeline
 
-TYPES = {"float": DType.FLOAT, "half": DType.FLOAT16, "ids": DType.INT64}
-
-
-def build(body, *shape, kind="float"):
-    """A graph of one input ``x`` and the output ``y`` that ``body`` computes."""
-    graph = Graph("g", opsets={"": 21})
-    result = body(graph.add_input(tensor_type(TYPES[kind], *shape), "x"))
-    edit.insert_floating([result], graph.ret)
-    graph.set_outputs([result])
-    graph.output_info[0].name = "y"
-    return graph
-
-
-def weights(seed=0, dtype=np.float32):
-    """Makes random constants whose products keep the size of what they multiply."""
-    rng = np.random.default_rng(seed)
-
-    def make(*shape, fan=None):
-        return constant((rng.standard_normal(shape) / np.sqrt(fan or shape[0])).astype(dtype))
-
-    return make
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from networks import build, weights
 
 
 def mlp(dtype=np.float32, kind="float"):

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 
-from planish.ir import Dim, Graph, Node, TensorType, Value
-from planish.ir.dims import substitute
-from planish.ir.quantization import FAKE_QUANTIZE, format_of
+from .dims import Dim, substitute
+from .graph import Graph, Node, Value
+from .quantization import FAKE_QUANTIZE, format_of
+from .types import TensorType
 
 __all__ = ["Size", "bind_dim", "flops_of", "size_of"]
 
@@ -34,8 +35,8 @@ class Size:
 
 def with_sizes(graph: Graph, sizes: Sizes) -> Graph:
     """A copy of ``graph`` for inputs of given sizes (1 where missing), typed anew: it knows more shapes."""
-    from planish.ir.clone import clone_graph
-    from planish.ir.infer import infer_graph
+    from .clone import clone_graph
+    from .infer import infer_graph
 
     copy = clone_graph(graph)
     for value in copy.inputs:

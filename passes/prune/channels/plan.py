@@ -16,7 +16,7 @@ from ...numerics import Lossy
 from ...quantize.layers import select
 from .axes import Channels
 from .coupling import Analysis
-from .gain import Gains
+from .gain import GAIN, Gains
 from .groups import Group, Kept, find_groups
 from .importance import Importance, importance_of
 from .shrink import shrink
@@ -25,7 +25,6 @@ __all__ = ["ChannelPruning", "Plan", "Scope"]
 
 Array = np.ndarray[Any, Any]
 Scope = Literal["local", "global"]
-_GAIN = 0.98  # the part of its time that a layer must still take at most
 _REASONS = 5  # kinds of layers outside all groups that are reported
 
 
@@ -168,7 +167,7 @@ class Plan:
                 if time is None or not len(current[i]):
                     continue
                 told[i] = f"{1e3 * time[0]:.3g} -> {1e3 * time[1]:.3g} ms"
-                if time[1] > _GAIN * time[0]:
+                if time[1] > GAIN * time[0]:
                     current[i], slow = current[i][:0], True
                     told[i] += ": no gain, left alone"
             if not slow:
@@ -187,4 +186,5 @@ class Plan:
         reasons = Counter(k.reason for k in self.kept)
         for reason, count in reasons.most_common(_REASONS):
             first = next(k.weight.name for k in self.kept if k.reason == reason)
-            result.notes.append(f"{count} layers keep all their outputs: {reason} (the first is {first})")
+            layers = "layer keeps all its" if count == 1 else "layers keep all their"
+            result.notes.append(f"{count} {layers} outputs: {reason} (the first is {first})")

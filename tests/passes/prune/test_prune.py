@@ -105,7 +105,7 @@ def test_the_report_names_groups_and_what_stays():
     _, record = run(perceptron(8, 16, 2), "prune{ratio=0.5}")
     assert [(row["channels"], row["kept"], row["layers"]) for row in record.table] == [(16, 8, 1)]
     assert record.fired == {"channels removed": 8}
-    assert "1 layers keep all their outputs: it is the output 'y' of the model" in record.notes[0]
+    assert "1 layer keeps all its outputs: it is the output 'y' of the model" in record.notes[0]
 
 
 def test_layers_that_gain_nothing_are_left_alone():

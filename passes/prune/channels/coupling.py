@@ -13,12 +13,13 @@ import numpy as np
 from ....ir import Graph, Node, Tensor, Value
 from ....ir.dims import Dim, dim_mod
 from ....ir.infer import content_of
+from ....ir.quantization import FAKE_QUANTIZE
 from .axes import Axes, Axis, Channels, Coupling, Factor, Fixed, size_of
 
 if TYPE_CHECKING:
     from .shrink import Shrink
 
-__all__ = ["Analysis", "Opaque", "Slot", "Weight", "analyze", "couples", "ints_of"]
+__all__ = ["Analysis", "Opaque", "Slot", "Weight", "analyze", "couples", "ints_of", "name_of"]
 
 Slot = Value | tuple[Node, int]  # a constant; or one use of a constant that other nodes use for other things
 Rule = Callable[["Analysis", Node], Sequence[Axes]]
@@ -50,6 +51,11 @@ def _load_rules() -> None:
         importlib.import_module(f".{family}", __package__)
 
 
+def name_of(node: Node) -> str:
+    """What a layer is called in reports."""
+    return node.name or node.result.name or node.op
+
+
 @dataclass(frozen=True)
 class Weight:
     """A constant that a layer multiplies by, or picks rows of.
@@ -71,7 +77,7 @@ class Weight:
     @property
     def name(self) -> str:
         """What the layer is called in reports."""
-        return self.node.name or self.node.result.name or self.node.op
+        return name_of(self.node)
 
 
 @dataclass
@@ -85,6 +91,7 @@ class Analysis:
         constants: axes of constants.
         fills: axes of uses of values that are one number, repeated.
         weights: the constants that make channels, in order.
+        unseen: layers whose weights are no constants, with the reason why nothing is known of them.
         norms: the scales of norms.
         fixes: what has to be done to nodes when channels go.
     """
@@ -95,6 +102,7 @@ class Analysis:
     constants: dict[Slot, Axes] = field(default_factory=dict)
     fills: dict[tuple[Node, int], Axes] = field(default_factory=dict)
     weights: list[Weight] = field(default_factory=list)
+    unseen: list[tuple[Node, str]] = field(default_factory=list)
     norms: list[Slot] = field(default_factory=list)
     fixes: list[Callable[[Shrink], None]] = field(default_factory=list)
 
@@ -147,6 +155,11 @@ class Analysis:
     def weight(self, node: Node, index: int, out: Iterable[int], into: Iterable[int] = ()) -> None:
         """State that operand ``index``, if it is a constant, makes channels."""
         value = node.given(index)
+        maker = value.producer
+        if maker is not None and maker.op in (FAKE_QUANTIZE, "DequantizeLinear") and maker.given(0).const is not None:
+            self.unseen.append((node, "its weight is quantized: prune before quantizing"))
+        elif value.const is None and node.op not in ("MatMul", "Gemm", "Einsum", "Gather"):
+            self.unseen.append((node, "its weight is computed at run time"))
         if value.const is not None and value.dtype.is_floating:
             self.operand(node, index)
             self.weights.append(Weight(node, self.slot(node, index), value, tuple(out), tuple(into)))
@@ -269,10 +282,16 @@ def analyze(graph: Graph) -> Analysis:
             analysis.axes[value] = _all_fixed(value.shape)
     for node in graph.nodes:
         _visit(analysis, node)
-    for value, info in zip(graph.outputs, graph.output_info, strict=True):
-        if value in analysis.axes:
-            analysis.freeze(analysis.axes[value], f"it is the output {info.name!r} of the model")
+    for i, info in enumerate(graph.output_info):
+        value = graph.outputs[i]
+        kept = [axes for slot, axes in analysis.constants.items() if value.const is not None and _is_of(slot, value)]
+        for axes in kept if value.const is not None else [analysis.axes.get(value, ())]:
+            analysis.freeze(axes, f"it is the output {info.name!r} of the model")
     return analysis
+
+
+def _is_of(slot: Slot, value: Value) -> bool:
+    return slot is value if isinstance(slot, Value) else slot[0].given(slot[1]) is value
 
 
 def _visit(analysis: Analysis, node: Node) -> None:

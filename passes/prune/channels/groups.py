@@ -10,7 +10,7 @@ import numpy as np
 
 from ....ir import Graph, Node
 from .axes import Axis, Channels
-from .coupling import Analysis, Slot, Weight, analyze
+from .coupling import Analysis, Slot, Weight, analyze, name_of
 
 __all__ = ["Group", "Kept", "Member", "find_groups", "kept_for", "single_ids"]
 
@@ -75,15 +75,20 @@ class Group:
 
 @dataclass(frozen=True)
 class Kept:
-    """Layers whose outputs all stay, and why.
+    """A layer whose outputs all stay, and why.
 
     Attributes:
-        weight: of the layer.
+        node: the layer.
         reason: why.
     """
 
-    weight: Weight
+    node: Node
     reason: str
+
+    @property
+    def name(self) -> str:
+        """What the layer is called in reports."""
+        return name_of(self.node)
 
 
 def find_groups(
@@ -129,13 +134,13 @@ def _grouped(analysis: Analysis) -> tuple[list[Group], list[Kept]]:
     coupling = analysis.coupling
     owner: dict[int, int] = {}  # from a class to the number of its set
     sets: dict[int, dict[int, None]] = {}  # ordered sets of classes
-    kept: list[Kept] = []
+    kept = [Kept(node, reason) for node, reason in analysis.unseen]
     for number, weight in enumerate(analysis.weights):
         axes = analysis.constants[weight.slot]
         ids = np.concatenate([np.empty(0, np.int64), *[single_ids(axes[i]) for i in weight.out]])
         free = coupling.find(ids[~coupling.frozen(ids)]) if len(ids) else ids
         if not len(free):
-            kept.append(Kept(weight, coupling.why(ids) if len(ids) else "it has one output"))
+            kept.append(Kept(weight.node, coupling.why(ids) if len(ids) else "it has one output"))
             continue
         classes = dict.fromkeys(free.tolist())
         others = sorted({owner[c] for c in classes if c in owner})

@@ -8,7 +8,7 @@ from ....ir import Node
 from ....ir.infer.elementwise import ELEMENTWISE
 from ....ir.quantization import FAKE_QUANTIZE
 from .axes import Axes, Axis, Fixed, static_size
-from .coupling import Analysis, Opaque, couples
+from .coupling import Analysis, Opaque, couples, ints_of
 from .shrink import Shrink
 
 Result = Sequence[Axes]
@@ -93,7 +93,7 @@ def _conv(a: Analysis, node: Node) -> Result:
     out = _grouped(a, node, x[1], w[1], w[0], w[0])
     if node.operand(2) is not None:
         a.unify(node, out, a.operand(node, 2)[0])
-    return [(x[0], out, *_spatial(node))]
+    return [(x[0], out, *spatial(a, node, x))]
 
 
 @couples("ConvTranspose")
@@ -106,13 +106,20 @@ def _conv_transpose(a: Analysis, node: Node) -> Result:
     out = _grouped(a, node, w[0], None, wide, w[1])
     if node.operand(2) is not None:
         a.unify(node, out, a.operand(node, 2)[0])
-    return [(x[0], out, *_spatial(node))]
+    return [(x[0], out, *spatial(a, node, x))]
 
 
-def _spatial(node: Node) -> Axes:
-    shape = node.result.shape
-    if shape is None or len(shape) < 2:
+def spatial(a: Analysis, node: Node, x: Axes, index: int = 0) -> Axes:
+    """The axes of result ``index`` behind the channels; those of ``x`` stay, unless the window is a single element."""
+    weight = node.operand(1) if node.op.startswith("Conv") else None
+    kernel = node.attrs.get("kernel_shape") or (None if weight is None else (weight.shape or ())[2:])
+    moves = [*(node.attrs.get("strides") or ()), *(n + 1 for n in node.attrs.get("pads") or ())]
+    shape = node.results[index].shape
+    if shape is None:
         raise Opaque("the rank of its result is unknown")
+    if kernel and all(k == 1 for k in (*kernel, *moves)) and "auto_pad" not in node.attrs:
+        return x[2:]
+    a.freeze(x[2:], f"{node.op} works along them")
     return tuple([() if d == 1 else (Fixed(d),) for d in shape[2:]])
 
 
@@ -136,6 +143,8 @@ def _grouped(a: Analysis, node: Node, x: Axis, into: Axis | None, out: Axis, out
         own = out_weight
     else:
         inner, own = into, () if made.size == groups else (a.coupling.new(made.size // groups),)
+    if groups >= max(static_size(inner) or 1, static_size(own) or 1):
+        a.coupling.like((counter,))  # whole groups: as fast as fewer channels in each, which would cost more weights
     if read is None:
         a.freeze([(counter,), inner], f"{node.op} reads what is not made of channels")
     else:
@@ -197,9 +206,9 @@ def _along_axis(a: Analysis, node: Node) -> Result:
     x = a.operand(node, 0)
     axis = node.attrs.get("axis", -1)
     if node.op.startswith("Cum"):
-        a.freeze(x, f"{node.op} adds them up in order")
-    else:
-        a.freeze([x[axis]], f"{node.op} weighs them against each other")
+        along = ints_of(node, 1)
+        axis = along[0] if along else 0
+    a.freeze([x[axis]], f"{node.op} computes along them")
     return [x]
 
 

@@ -11,6 +11,7 @@ from ....ir.dims import Dim
 from ....ir.types import Shape
 from .axes import Axes, Axis, Channels, Fixed, static_size
 from .coupling import Analysis, Opaque, couples, ints_of
+from .layers import spatial
 from .shrink import Shrink
 
 Result = Sequence[Axes]
@@ -234,7 +235,7 @@ def _along_some(a: Analysis, node: Node) -> Result:
 def _pool(a: Analysis, node: Node) -> Result:
     x = a.operand(node, 0)
     batch = _fixed(node)[0] if node.op in ("MaxRoiPool", "RoiAlign") else x[0]
-    return [(batch, x[1], *_fixed(node, i)[2:]) for i in range(len(node.results))]
+    return [(batch, x[1], *spatial(a, node, x, i)) for i in range(len(node.results))]
 
 
 _SUMS = ("ReduceMean", "ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare")

@@ -40,6 +40,8 @@ class ChannelPruning(Pass):
         limit: the largest share of a group that goes.
         only: patterns of the layers whose outputs may go.
         skip: patterns of layers whose outputs stay.
+        refit: whether the layers that read removed channels make up for them with those that stay, by least squares on
+            the samples (see `planish.passes.prune.channels.refit`).
         seed: of what is random.
     """
 
@@ -51,6 +53,7 @@ class ChannelPruning(Pass):
     limit: float = 0.9
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
+    refit: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -84,6 +87,8 @@ class ChannelPruning(Pass):
             raise RequestError(
                 "no channels can be removed: " + (why or "the graph has no layers with constant weights")
             )
+        if self.refit and ctx.samples is None:
+            raise RequestError("refit fits layers on samples, and there are none: give data")
         ctx.progress("ranking channels")
         return Plan(self, analysis, groups, kept, importance_of(self.importance, groups, analysis, ctx, self.seed))
 
@@ -152,6 +157,17 @@ class Plan:
         analysis = self.analysis if graph is self.analysis.graph else self.options.groups(graph)[0]
         shrink(analysis, self.removed(chosen))
 
+    def carry_out(self, graph: Graph, chosen: Sequence[Array], ctx: Context) -> None:
+        """Remove the chosen channels from ``graph``, that of the plan, and refit what read them, if asked to."""
+        if not self.options.refit:
+            self.apply(graph, chosen)
+            return
+        from .refit import refit
+
+        put = refit(self.analysis, self.removed(chosen), ctx)
+        self.apply(graph, chosen)
+        ctx.note("layers refitted", put())
+
     def without_useless(self, chosen: Sequence[Array], ctx: Context) -> tuple[list[Array], list[str]]:
         """Leave groups alone whose layers gain nothing on the target.
 
@@ -185,6 +201,6 @@ class Plan:
         ctx.note("channels removed", sum(map(len, chosen)))
         reasons = Counter(k.reason for k in self.kept)
         for reason, count in reasons.most_common(_REASONS):
-            first = next(k.weight.name for k in self.kept if k.reason == reason)
+            first = next(k.name for k in self.kept if k.reason == reason)
             layers = "layer keeps all its" if count == 1 else "layers keep all their"
             result.notes.append(f"{count} {layers} outputs: {reason} (the first is {first})")

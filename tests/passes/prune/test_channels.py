@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from planish.backends import backend
-from planish.ir import constant, op, sym
+from planish.ir import DType, Graph, constant, edit, op, sym, tensor_type
 from planish.ir.clone import clone_graph
 from planish.ir.verify import verify
 from planish.passes import Context, Pipeline
+from planish.passes.base import RequestError
+from planish.passes.prune.channels.axes import Channels, Coupling, Fixed
 from planish.passes.prune.channels.groups import find_groups
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -215,7 +217,7 @@ NETWORKS = {
     split_and_shuffled: {(16, 1)},
     sliced: {(16, 1)},
     flattened: {(16, 1)},
-    upsampled: {(16, 1), (3, 4), (2, 1)},
+    upsampled: {(16, 1), (4, 3)},
     resized_to_sizes: {(16, 1)},
     group_norm: {(4, 4)},
     batch_norm: {(16, 1)},
@@ -278,3 +280,73 @@ def test_repeated_numbers_take_the_size_that_is_left():
     expected = (x @ first.const.numpy()[:, kept] + np.float32(0.5)) @ second.const.numpy()[kept]
     (actual,) = backend("onnxruntime").run(result, {"x": x}).values()
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_what_lies_along_a_window_stays():
+    def mixer(x):  # channels of the first layer are the positions of the second
+        h = op.Relu(op.MatMul(x, w(16, 12)))
+        return op.GlobalMaxPool(op.Conv(h, w(6, 5, 3, fan=15), pads=[1, 1]))
+
+    with pytest.raises(RequestError, match="Conv works along them"):
+        pruned(build(mixer, sym("n"), 5, 16), "ratio=0.5")
+
+
+def test_single_element_windows_let_positions_pass():
+    def mixer(x):
+        h = op.Conv(op.Relu(op.MatMul(x, w(16, 12))), w(5, 5, 1, fan=5))
+        return op.MatMul(h, w(12, 3))
+
+    graph = build(mixer, sym("n"), 5, 16)
+    result = pruned(graph, "ratio=0.5,multiple=1")
+    x = np.random.default_rng(1).standard_normal((2, 5, 16), np.float32)
+    assert check(graph, result, {"x": x}).removed == 6 * 16 + 6 * 3
+
+
+def test_constants_that_are_returned_stay():
+    graph = Graph("g")
+    x, weight = graph.add_input(tensor_type(DType.FLOAT, sym("n"), 6), "x"), w(6, 8)
+    y = op.MatMul(op.Relu(op.MatMul(x, weight)), w(8, 3))
+    edit.insert_floating([y], graph.ret)
+    graph.set_outputs([y, weight])
+    _, groups, kept = find_groups(graph)
+    assert groups == []
+    assert {k.reason for k in kept} == {f"it is the output {info.name!r} of the model" for info in graph.output_info}
+
+
+def test_quantized_weights_are_named():
+    graph = rows(perceptron)
+    ctx = Context(lambda: backend("onnxruntime"), samples=lambda: [sample(perceptron)])
+    Pipeline.parse("quantize").run(graph, ctx)
+    with pytest.raises(RequestError, match="its weight is quantized: prune before quantizing"):
+        Pipeline.parse("prune").run(graph, Context(lambda: backend("onnxruntime")))
+
+
+def test_products_leave_one_factor_free():
+    coupling = Coupling()
+    merged, heads, size = coupling.new(12), coupling.new(3), coupling.new(4)
+    coupling.product(merged, (heads, size))
+    coupling.freeze((size,), "elements of a head are turned in pairs")
+    coupling.settle()
+    classes = coupling.find(merged.ids).reshape(3, 4)
+    assert (classes == coupling.find(heads.ids)[:, None]).all()
+    assert not coupling.frozen(merged.ids).any()
+
+
+def test_products_of_what_is_fixed_are_fixed():
+    coupling = Coupling()
+    merged, inner = coupling.new(12), coupling.new(4)
+    coupling.freeze((inner,), "why")
+    coupling.product(merged, (Fixed(3), inner))
+    coupling.settle()
+    assert coupling.frozen(merged.ids).all()
+    assert coupling.why(merged.ids) == "why"
+
+
+def test_chains_of_equations_are_one_class_and_keep_what_is_known():
+    coupling = Coupling()
+    atoms = coupling.new(1000)
+    coupling.freeze((Channels(atoms.ids[-1:]),), "the last one stays")
+    order = np.random.default_rng(0).permutation(999)
+    coupling.equate(atoms.ids[order], atoms.ids[order + 1])
+    assert len(set(coupling.find(atoms.ids).tolist())) == 1
+    assert coupling.frozen(atoms.ids).all()

@@ -18,10 +18,12 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from google.protobuf.message import EncodeError
 from onnx import ModelProto, TensorProto
 
 from ..ir.convert.proto import to_proto
+from ..ir.convert.sparse import to_sparse
 from ..ir.convert.wire import GRAPH, INITIALIZER, RAW_DATA, varint
 from ..ir.edit import Transaction, insert, replace
 from ..ir.errors import PlanishError
@@ -40,6 +42,7 @@ _LINE = 64
 _MAX_MODEL = (1 << 31) - 1  # bytes, of protobuf
 _COPY = 32 << 20  # bytes per system call when copying
 _BUDGET = 64 << 20  # bytes of tensors being computed at a time, unless one alone is larger
+_INDEX = 8  # bytes of the place of a number in a sparse tensor
 _UNFOLD = 1 << 20  # bytes: larger computed tensors are left to whoever loads the model, if weights are not copied
 
 _NOT_IN_KERNEL = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
@@ -55,6 +58,7 @@ def save(
     ir_version: int | None = None,
     external: bool | Literal["auto"] = "auto",
     weights: Literal["copy", "reference", "link"] = "copy",
+    sparse: bool = False,
 ) -> None:
     """Write ``graph`` as an ONNX file.
 
@@ -70,6 +74,9 @@ def save(
             Runtime reads those, but onnx itself refuses files with several links, the original too while there are
             two. Tensors that are new are written in any case; large ones that the graph computes from constants are
             left to the runtime: their nodes are in the file instead.
+        sparse: store constants with many zeros as sparse tensors, where that saves bytes: each number that is not 0
+            has 8 bytes for its place. Those lie in the model itself, which cannot be larger than 2 GB. ONNX Runtime and
+            planish make them dense when they load the model; other readers may not know sparse tensors.
 
     Raises:
         PlanishError: it cannot be written. Nothing is left behind then, and earlier files are as they were.
@@ -79,6 +86,8 @@ def save(
         with Files(path) as files, Transaction(graph) as unfolded:
             if weights != "copy":
                 _unfold(graph)
+            if sparse:
+                _make_sparse(graph)
             plan = _Plan(graph, files, external, weights)
             model = to_proto(graph, opset=opset, ir_version=ir_version, external=plan)
             unfolded.rollback()
@@ -108,6 +117,20 @@ def _unfold(graph: Graph) -> None:
         insert(node, next(iter(graph.nodes), graph.ret))
         replace(value, node.result)
         pending.extend(operands)
+
+
+def _make_sparse(graph: Graph) -> None:
+    """Let nodes with sparse tensors stand for the constants that are smaller so."""
+    for value in graph.constants():
+        tensor = value.const
+        if tensor is None or tensor.dtype.bits % 8 or tensor.nbytes < _SMALL:  # no strings, nothing packed
+            continue
+        array = tensor.numpy()
+        if np.count_nonzero(array) * (array.itemsize + _INDEX) + _SMALL < tensor.nbytes:
+            node = Node("Constant", (), {"sparse_value": to_sparse(array, value.name)}, [value.type])
+            insert(node, next(iter(graph.nodes), graph.ret))
+            node.result.name = value.name
+            replace(value, node.result)
 
 
 class _Plan:

@@ -85,6 +85,8 @@ class OrtTarget:
         """
         if node.domain:
             return Support.FULL if self.custom_ops or node.op in _definitions() else Support.NONE
+        if node.op == "Constant":  # a sparse tensor, which becomes a dense one when the model is loaded
+            return Support.FULL
         if _has_kernel(node.op, since, _types_of(node, since)) or _runs_body(node.op, since, opset):
             return Support.FULL
         return Support.PERHAPS if _kernels_for(node.op, since) else Support.NONE

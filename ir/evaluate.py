@@ -283,6 +283,14 @@ def _split(node: Node, operands: Arrays) -> list[Array]:
     return [np.asarray(part) for part in np.split(x, np.cumsum(sizes)[:-1], axis=axis)]
 
 
+@_op("Constant")
+def _constant(node: Node, operands: Arrays) -> Array:
+    """A sparse tensor; others are no nodes."""
+    from .convert.sparse import to_dense
+
+    return to_dense(node.attrs["sparse_value"])
+
+
 @_op("ConstantOfShape")
 def _constant_of_shape(node: Node, operands: Arrays) -> Array:
     value = node.attrs.get("value")

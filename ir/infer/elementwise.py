@@ -96,11 +96,9 @@ def _comparison(allowed: DTypes) -> TypingRule:
     return comparison
 
 
+_OTHERS = "Cast CastLike Clip Identity IsInf IsNaN Max Mean Min Pow PRelu Sum Where"
 _ACROSS = {"LRN", "MeanVarianceNormalization"}  # typed like unary operators, but elements look at their neighbours
-ELEMENTWISE = frozenset(
-    name for table in (_UNARY, _BINARY, _COMPARISONS) for ops in table.values() for name in ops.split()
-).union(["Cast", "CastLike", "Clip", "Identity", "IsInf", "IsNaN", "Max", "Mean", "Min", "Pow", "PRelu", "Sum", "Where"])
-ELEMENTWISE -= _ACROSS
+ELEMENTWISE = frozenset(" ".join([*_UNARY.values(), *_BINARY.values(), *_COMPARISONS.values(), _OTHERS]).split()) - _ACROSS
 
 
 def _register() -> None:

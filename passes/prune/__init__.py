@@ -36,7 +36,7 @@ class Prune(ChannelPruning):
     def run(self, graph: Graph, ctx: Context) -> None:
         plan = self.plan(graph, ctx)
         chosen, told = plan.without_useless(plan.choose(self.ratio), ctx)
-        plan.apply(graph, chosen)
+        plan.carry_out(graph, chosen, ctx)
         plan.report(chosen, told, ctx)
         if ctx.results and not any(map(len, chosen)):
             ctx.results[-1].missed = "no channels were removed: see the table for what was measured"

@@ -49,7 +49,7 @@ class Slim(ChannelPruning):
         share_of = self._measured(graph, plan, ctx) or self._predicted(graph, plan, ctx)
         ratio, share = self._search(share_of, ctx)
         chosen = plan.choose(ratio)
-        plan.apply(graph, chosen)
+        plan.carry_out(graph, chosen, ctx)
         plan.report(chosen, [""] * len(chosen), ctx)
         if ctx.results:
             result = ctx.results[-1]

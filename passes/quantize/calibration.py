@@ -19,7 +19,7 @@ from ..base import RequestError, Runner
 from .histogram import Histogram
 from .summaries import ChannelStatistics, Shape
 
-__all__ = ["Calibration", "Samples", "Statistic", "collect", "in_groups"]
+__all__ = ["Calibration", "Samples", "Statistic", "collect", "fingerprint", "in_groups"]
 
 Array = np.ndarray[Any, Any]
 Sample = Mapping[str, Any]
@@ -62,7 +62,7 @@ class Calibration:
         Raises:
             RequestError: it is another graph, or has been changed since.
         """
-        if _fingerprint(graph) != self.fingerprint:
+        if fingerprint(graph) != self.fingerprint:
             raise RequestError(f"the calibration is of another graph than {graph.name!r}, or of another state of it")
         return {v: self.statistics[name] for v, name in _names(graph).items() if name in self.statistics}
 
@@ -163,7 +163,7 @@ def collect(
         if not tally.finite:
             what = f"all {tally.elements} elements are NaN or infinite" if tally.elements else "it has no elements"
             raise RequestError(f"%{names[value]} cannot be calibrated: {what} for the given samples")
-    return Calibration(_fingerprint(graph), runs // len(groups), {names[v]: tuple(kept) for v, kept in wanted.items()})
+    return Calibration(fingerprint(graph), runs // len(groups), {names[v]: tuple(kept) for v, kept in wanted.items()})
 
 
 @dataclass
@@ -185,7 +185,8 @@ def _names(graph: Graph) -> dict[Value, str]:
     return {v: names.plain(v) for v in (*graph.inputs, *(r for node in graph.nodes for r in node.results))}
 
 
-def _fingerprint(graph: Graph) -> str:
+def fingerprint(graph: Graph) -> str:
+    """A hash of ``graph``: see `Calibration`."""
     found = hashlib.sha256(graph_text(graph, limit=0).encode())
     for value in graph.constants():
         if value.const is not None and value.dtype is not DType.STRING:

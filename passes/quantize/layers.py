@@ -5,15 +5,15 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from ...ir import DType, Graph, Node, Value
+from ...ir import DType, Graph, Node, Value, constant, edit
 from ...ir.quantization import is_fake_quantize
 from ..base import RequestError
 
-__all__ = ["Layer", "layers_of", "select", "tables_of"]
+__all__ = ["Layer", "Named", "bias_of", "correct_bias", "layers_of", "select", "tables_of"]
 
 Array = np.ndarray[Any, Any]
 _LARGE = 1 << 14  # elements: smaller tables are not worth quantizing
@@ -90,6 +90,42 @@ def _layers(nodes: Iterable[Node]) -> Iterator[Layer]:
             yield Layer(node, x, weight, 1, None)
 
 
+def bias_of(layer: Layer) -> tuple[Node, int, float] | None:
+    """The constant that is added to the outputs of ``layer``: which operand of which node, and its factor, if any."""
+    node, position = layer.node, 2
+    if node.op == "MatMul":
+        users = node.result.users
+        if len(users) != 1 or users[0].op != "Add":
+            return None
+        node, position = users[0], 1 if users[0].given(0) is node.result else 0
+    bias, factor = node.operand(position), float(node.attrs.get("beta", 1.0))  # of a Gemm
+    assert layer.weight.const is not None
+    fits = bias is not None and bias.const is not None and bias.shape == (layer.weight.const.shape[layer.out_axis],)
+    return (node, position, factor) if fits and factor else None
+
+
+def correct_bias(layer: Layer, shift: Array) -> bool:
+    """Take a shift of the mean outputs off the bias (Nagel et al. 2019, arXiv:1906.04721, section 4.2).
+
+    Args:
+        layer: the layer.
+        shift: ``[out]``.
+
+    Returns:
+        Whether there is a bias.
+    """
+    found = bias_of(layer)
+    if found is None:
+        return False
+    node, position, factor = found
+    bias = node.given(position)
+    assert bias.const is not None
+    array = bias.const.numpy()
+    corrected = constant((array - shift / factor).astype(array.dtype), bias.dtype, bias.name)
+    edit.set_operand(node, position, corrected)
+    return True
+
+
 def tables_of(graph: Graph, ops: Iterable[str]) -> list[Node]:
     """The nodes of operators ``ops`` that pick rows of a constant matrix of floating-point numbers, in order.
 
@@ -106,7 +142,24 @@ def tables_of(graph: Graph, ops: Iterable[str]) -> list[Node]:
     return found
 
 
-def select(layers: Sequence[Layer], only: Sequence[str], skip: Sequence[str]) -> list[Layer]:
+class Named(Protocol):
+    """A layer, or whatever else belongs to a node and has a name."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        ...
+
+    @property
+    def node(self) -> Node:
+        """The node."""
+        ...
+
+
+_Named = TypeVar("_Named", bound=Named)
+
+
+def select(layers: Sequence[_Named], only: Sequence[str], skip: Sequence[str]) -> list[_Named]:
     """Those of ``layers`` that match a pattern of ``only`` (all if there is none) and none of ``skip``.
 
     A pattern (``fnmatch``) is matched with the name of the node, its operator, and the module that it comes from.
@@ -114,13 +167,13 @@ def select(layers: Sequence[Layer], only: Sequence[str], skip: Sequence[str]) ->
     Raises:
         RequestError: a pattern matches no layer.
     """
-    labels = {layer: [layer.name, layer.node.op, layer.node.origin.module] for layer in layers}
+    labels = {x: [x.name, x.node.name, x.node.op, x.node.origin.module] for x in layers}
     for pattern in (*only, *skip):
         if not any(fnmatch.fnmatchcase(label, pattern) for names in labels.values() for label in names):
             known = ", ".join(layer.name for layer in layers[:3]) or "none"
             raise RequestError(f"no layer matches {pattern!r}; the first of {len(layers)} layers are {known}")
 
-    def matches(layer: Layer, patterns: Sequence[str]) -> bool:
+    def matches(layer: _Named, patterns: Sequence[str]) -> bool:
         return any(fnmatch.fnmatchcase(label, pattern) for label in labels[layer] for pattern in patterns)
 
     return [layer for layer in layers if (not only or matches(layer, only)) and not matches(layer, skip)]

@@ -15,9 +15,9 @@ from ...ir import Graph, Node, Value
 from .layers import Layer
 from .targets import Target
 
-__all__ = ["Placement", "place"]
+__all__ = ["KEEPS_RANGE", "Placement", "place"]
 
-_KEEPS_RANGE = frozenset({"MaxPool", "Resize"})
+KEEPS_RANGE = frozenset({"MaxPool", "Resize"})
 
 
 @dataclass
@@ -107,7 +107,7 @@ def _place_other(node: Node, target: Target, placement: Placement) -> None:
     for result in node.results:
         end = end_of(node, target) if node.op in target.computes else result
         placement.read_everywhere(end)
-        if node.op in target.moves or node.op in _KEEPS_RANGE:
+        if node.op in target.moves or node.op in KEEPS_RANGE:
             placement.source[end] = node.given(0)
 
 

@@ -15,7 +15,7 @@ from ...ir.quantization import Format, parse_format
 from ..base import Context, RequestError
 from .calibration import Calibration, collect, in_groups
 from .histogram import Histogram
-from .layers import Layer, tables_of
+from .layers import Layer, correct_bias, tables_of
 from .placement import Placement, place
 from .ranges import expected_error, parameters, range_of
 from .rounding import NEEDS_GRAM, Rounded, Rounding, fake_quantized, round_weight
@@ -274,7 +274,7 @@ def apply(graph: Graph, choices: Sequence[Choice], knowledge: Knowledge, setting
         rounded = _in_blocks(i, knowledge, settings) if choices[i] == "blocks" and size else knowledge.rounded[i]
         _insert([fake := fake_quantized(layer, rounded)], layer.node)
         if settings.correct_bias:
-            _correct_bias(layer, rounded)
+            correct_bias(layer, rounded.shift)
         edit.set_operand(layer.node, 1, fake)
     return placement
 
@@ -371,21 +371,3 @@ def _dynamic(layers: Sequence[Layer], attrs: Callable[[Layer], Mapping[str, Any]
             quantized[x] = _FakeQuantize(x, **attrs(layer))
             _insert([quantized[x]], layer.node)
         edit.set_operand(layer.node, 0, quantized[x])
-
-
-def _correct_bias(layer: Layer, rounded: Rounded) -> None:
-    """Take the shift of the mean outputs off the bias (Nagel et al. 2019, arXiv:1906.04721, section 4.2)."""
-    node, position = layer.node, 2
-    if node.op == "MatMul":
-        users = node.result.users
-        if len(users) != 1 or users[0].op != "Add":
-            return
-        node, position = users[0], 1 if users[0].given(0) is node.result else 0
-    bias = node.operand(position)
-    if bias is None or bias.const is None or bias.shape != rounded.shift.shape:
-        return
-    array, factor = bias.const.numpy(), float(node.attrs.get("beta", 1.0))  # of a Gemm
-    if not factor:
-        return
-    corrected = constant((array - rounded.shift / factor).astype(array.dtype), bias.dtype, bias.name)
-    edit.set_operand(node, position, corrected)

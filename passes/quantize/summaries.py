@@ -141,10 +141,12 @@ class GramMatrix:
 
     Attributes:
         matrix: the sum, float64 of shape [in, in]; 0 before the first update.
+        total: the sum of the rows themselves, of shape [in].
         rows: the number of rows.
     """
 
     matrix: Array = field(default_factory=lambda: np.zeros(()))
+    total: Array = field(default_factory=lambda: np.zeros(()))
     rows: int = 0
 
     def update(self, array: Array) -> None:
@@ -155,11 +157,13 @@ class GramMatrix:
             if not finite.all():
                 rows = rows[..., finite, :]
             self.matrix = self.matrix + np.swapaxes(rows, -1, -2) @ rows
+            self.total = self.total + rows.sum(axis=-2)
             self.rows += rows.shape[-2]
 
     def merge(self, other: GramMatrix) -> None:
         """Add what ``other`` has seen."""
         self.matrix = self.matrix + other.matrix
+        self.total = self.total + other.total
         self.rows += other.rows
 
     def _pieces(self, array: Array) -> Iterator[Array]:
@@ -178,6 +182,7 @@ class ConvGram(GramMatrix):
     Attributes:
         matrix: one sum per group, of shape [group, in / group * kernel, in / group * kernel], the elements of a window
             in the order of the weight's.
+        total: one sum of windows per group, likewise.
         kernel_shape: the sizes of the kernel, one per spatial dimension.
         strides: steps between windows, likewise; 1 by default.
         pads: zeros put before each spatial dimension, and then those behind each; 0 by default.

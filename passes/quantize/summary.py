@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...ir import Graph, Node
-from ...ir.quantization import FAKE_QUANTIZE, format_of, is_fake_quantize
+from ...ir.quantization import FAKE_QUANTIZE, Format, format_of, is_fake_quantize
 from ..base import PassResult
 from ..observers.explain import describe as describe_node
 from .layers import Layer
@@ -42,7 +42,7 @@ def rows(choices: Sequence[Choice], knowledge: Knowledge, settings: Settings) ->
         kernel = _KERNELS[choice]
         if settings.activations == "float" and choice == "weights":
             kernel = "float: only weights are quantized"
-        elif choice == "integers" and knowledge.rounded[i].grid.format.storage.bits != 8:
+        elif choice == "integers" and not _has_kernel(layer, knowledge.rounded[i].grid.format, settings.target):
             kernel = f"float: no integer kernel for {knowledge.rounded[i].grid.format} weights"
         elif choice == "integers" and knowledge.rounded[i].grid.block_size:
             kernel = "float: no integer kernel for weights in blocks and activations per tensor"
@@ -64,6 +64,10 @@ def rows(choices: Sequence[Choice], knowledge: Knowledge, settings: Settings) ->
             }
         )
     return found
+
+
+def _has_kernel(layer: Layer, weight: Format, target: Target) -> bool:
+    return weight.storage.bits == 8 or layer.node.op in target.widens
 
 
 def _range(layer: Layer, knowledge: Knowledge) -> tuple[float | None, float | None]:

@@ -42,6 +42,7 @@ class Target:
         blocks: layers for which that may be done for blocks of rows.
         block_size: of those: so many neighbours, or whole rows (0), whose products are integers with a scale per row.
         tables: operators that pick rows of a table, which may be stored as integers.
+        widens: those of the layers whose weights of less than eight bits become eight when the model is loaded.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Target:
     blocks: frozenset[str] = frozenset()
     block_size: int = 128
     tables: frozenset[str] = frozenset()
+    widens: frozenset[str] = frozenset()
 
 
 _ORT = Target(
@@ -75,6 +77,7 @@ _ORT = Target(
     dynamic=frozenset({"MatMul", "Gemm"}),
     blocks=frozenset({"MatMul", "Gemm"}),
     tables=frozenset({"Gather"}),
+    widens=frozenset({"Conv"}),
 )
 _TARGETS = {
     t.name: t

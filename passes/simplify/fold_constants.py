@@ -26,6 +26,7 @@ __all__ = ["FoldConstants", "fold_rule"]
 
 _EAGER_BYTES = 1 << 20  # larger results are computed when somebody asks for them
 _GROWTH_BYTES = 1 << 16  # a folded result may exceed what it replaces by this much
+_SPARSE = 64  # times the size of a sparse tensor is what it may be as a dense one
 _NEVER = frozenset(
     {
         "RandomNormal",
@@ -98,11 +99,8 @@ def _fold(node: Node, ctx: Context | None) -> Any:
             nbytes = -1
             break
     require(nbytes >= 0, f"the size of the result of {node.op} is unknown")
-    released = sum(
-        o.const.nbytes
-        for o in dict.fromkeys(node.operands)
-        if o is not None and o.const is not None and o.use_count == 1 and o.dtype.bits
-    )
+    released = sum(_released(o) for o in dict.fromkeys(node.operands) if o is not None)
+    released += _SPARSE * len(node.attrs.get("sparse_value", b"") if node.op == "Constant" else b"")
     require(nbytes <= released + _GROWTH_BYTES, f"folding {node.op} would add {nbytes - released} bytes to the model")
     if nbytes > _EAGER_BYTES and can_evaluate(node.op):
         return tuple(_lazy(node, i, tensors) for i in range(len(node.results)))
@@ -115,6 +113,24 @@ def _fold(node: Node, ctx: Context | None) -> Any:
         )
         folded.append(_constant(ArrayTensor(np.ascontiguousarray(array).reshape(array.shape), result.dtype), result))
     return tuple(folded)
+
+
+def _released(operand: Value) -> int:
+    """The bytes that the model no longer needs once a node that uses a constant is folded.
+
+    If all that use it can be folded, such as the nodes that slice a weight up, each of them releases its part.
+    """
+    if operand.const is None or not operand.dtype.bits:
+        return 0
+    users = operand.users
+    if operand.use_count > 1 and not all(_is_constant(user) for user in users):
+        return 0
+    return operand.const.nbytes // max(len(users), 1)
+
+
+def _is_constant(node: Node) -> bool:
+    """Whether a node computes from constants alone, in a way that can be folded."""
+    return can_evaluate(node.op) and all(o is None or o.const is not None for o in node.operands) and not node.graphs
 
 
 def _lazy(node: Node, index: int, tensors: list[Tensor | None]) -> Value:

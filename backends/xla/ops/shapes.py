@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ....ir.convert.sparse import to_dense
 from ..lowering import Call, lowers
 from ..values import counted, dims, from_dims, ints, is_symbolic, larger, to_dtype, traced
 
@@ -234,16 +235,7 @@ def _continued(x: Array, axis: int, before: Any, after: Any, mode: str) -> Array
 @lowers("Constant", refuses=lambda node: None if "sparse_value" in node.attrs else "is no tensor")
 def _constant(call: Call) -> Known:
     """A sparse tensor; dense ones are constants of the graph."""
-    from onnx import SparseTensorProto, numpy_helper
-
-    proto = SparseTensorProto.FromString(call["sparse_value"])
-    values, at = numpy_helper.to_array(proto.values), numpy_helper.to_array(proto.indices)
-    dense = np.zeros(tuple(proto.dims), values.dtype)
-    if at.ndim == 1:
-        dense.reshape(-1)[at] = values
-    else:
-        dense[tuple(at.T)] = values
-    return dense
+    return to_dense(call["sparse_value"])
 
 
 @lowers("ConstantOfShape", static={0})

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["NEEDS_SAMPLES", "Importance", "importance_of"]
 
 Array = np.ndarray[Any, Any]
-Importance = Literal["l1", "l2", "lamp", "fpgm", "norm", "taylor", "fisher", "activation", "random"]
-NEEDS_SAMPLES = ("taylor", "fisher", "activation")
+Importance = Literal["l1", "l2", "lamp", "fpgm", "norm", "taylor", "fisher", "activation", "contribution", "random"]
+NEEDS_SAMPLES = ("taylor", "fisher", "activation", "contribution")
 _BATCHES = 64  # samples that gradients are taken on
 _ROWS = 1 << 22  # elements of the distances that are held at a time
 
@@ -42,7 +42,8 @@ def importance_of(
             scale of a norm (Liu et al., 2017). ``taylor``: how much the outputs change without it, to first order
             (Molchanov et al., 2019), ``fisher``: the mean square of that (Theis et al., 2018); where there are no
             labels, outputs are summed with random signs. ``activation``: the root mean square of what its layers
-            compute. ``random``: drawn.
+            compute. ``contribution``: the mean square of what the layers that read it make of it alone, so that what
+            an activation has set to zero is worth nothing. ``random``: drawn.
         groups: the groups.
         analysis: of the graph.
         ctx: gives samples and gradients.
@@ -62,6 +63,8 @@ def importance_of(
         return _by_norms(groups, analysis)
     if method == "activation":
         return _by_activations(groups, analysis.graph, ctx)
+    if method == "contribution":
+        return _by_contributions(groups, analysis.graph, ctx)
     measure: Callable[[Member], Array] = {"l1": _magnitude(1), "l2": _magnitude(2), "lamp": _magnitude(2)}.get(
         method, _distances
     )
@@ -165,6 +168,27 @@ def _by_activations(groups: Sequence[Group], graph: Graph, ctx: Context) -> list
         ]
         if not scores:
             raise RequestError(f"importance activation: planish does not see the channels of {group.name!r}; take l2")
+        found.append(_normalized(np.mean(scores, axis=0)))
+    return found
+
+
+def _by_contributions(groups: Sequence[Group], graph: Graph, ctx: Context) -> list[Array]:
+    """The sum of ``w^2 E[x^2]`` over the slices of each channel in the layers that read it."""
+    readers = [[m for m in g.members if not m.makes and _channel_axis(m) is not None] for g in groups]
+    wanted = {m.weight.node.given(0): [ChannelStatistics(_channel_axis(m) or -1)] for ms in readers for m in ms}
+    assert ctx.samples is not None
+    ctx.progress("collecting activations")
+    collect(graph, wanted, ctx.samples, ctx.runner)
+    found = []
+    for group, members in zip(groups, readers, strict=True):
+        scores = []
+        for member in members:
+            squares = wanted[member.weight.node.given(0)][0].mean_square
+            if len(squares) == len(member.channels):
+                weights = np.square(_slices(member).astype(np.float64)).sum(axis=1)
+                scores.append(_normalized(_per_channel(weights * squares, member, group.size)))
+        if not scores:
+            raise RequestError(f"importance contribution: planish does not see what reads {group.name!r}; take l2")
         found.append(_normalized(np.mean(scores, axis=0)))
     return found
 

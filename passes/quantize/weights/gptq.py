@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .compensation import compensate, inverse_factor
 from .grids import Fit, Grid, checked_hessian, checked_weight
 
 __all__ = ["gptq"]
@@ -19,9 +20,10 @@ def gptq(
 ) -> tuple[Array, Grid]:
     """``weight`` on a grid, rounded so that the outputs change little.
 
-    When column i is rounded with error ``e``, the columns behind it move by ``-e / U[i, i] * U[i, j]``, the best that
-    they can do for the outputs, where ``U`` is upper triangular and ``U^T U`` the inverse of the Hessian (algorithm 1).
+    When a column is rounded, those behind it make up for it (`compensate`), by the inverse of the Hessian.
     The Hessian may be known up to a factor, which cancels: ``x x^T`` summed or averaged, with or without the 2.
+
+    What is 0 stays so, as in a pruned weight: all grids have a 0.
 
     An input that was always 0 says nothing about its column, which is rounded to nearest (the authors set it to 0).
 
@@ -49,33 +51,20 @@ def gptq(
     if fit:
         block = max(block // fixed.block_size, 1) * fixed.block_size
     columns = np.argsort(-hessian.diagonal(), kind="stable") if order else np.arange(weight.shape[1])
-    factor = _inverse_factor(hessian[np.ix_(columns, columns)], damping)
-    rest = weight.T[columns].astype(np.float64)  # [in, out]: the columns are rows here, each in one piece
+    factor = inverse_factor(hessian[np.ix_(columns, columns)], damping)
+    rest = weight.T[columns].astype(np.float64)
+
+    def settle(i: int) -> Array:
+        nonlocal fixed
+        if fit and i % fixed.block_size == 0:
+            fixed = _with_block(fixed, i // fixed.block_size, fit(rest[i : i + fixed.block_size].T))
+        column = fixed.column(int(columns[i])).apply(rest[i, :, None].astype(np.float32))[:, 0]
+        return np.where(weight[:, columns[i]] == 0, np.float32(0), column)
+
+    compensate(rest, factor, settle, block)
     rounded = np.empty_like(weight)
-    for start in range(0, len(columns), block):
-        stop = min(start + block, len(columns))
-        errors = np.empty((stop - start, len(weight)))
-        for i in range(start, stop):
-            if fit and i % fixed.block_size == 0:
-                fixed = _with_block(fixed, i // fixed.block_size, fit(rest[i : i + fixed.block_size].T))
-            column = fixed.column(int(columns[i])).apply(rest[i, :, None].astype(np.float32))[:, 0]
-            rounded[:, columns[i]] = column
-            errors[i - start] = (rest[i] - column) / factor[i, i]
-            rest[i + 1 : stop] -= np.outer(factor[i, i + 1 : stop], errors[i - start])
-        rest[stop:] -= factor[start:stop, stop:].T @ errors
+    rounded[:, columns] = rest.T
     return rounded, fixed
-
-
-def _inverse_factor(hessian: Array, damping: float) -> Array:
-    """The upper triangular ``U`` with ``U^T U`` the inverse of the damped Hessian."""
-    diagonal = hessian.diagonal()
-    damped = hessian + np.diag(np.where(diagonal == 0, 1.0, damping * diagonal.mean() if diagonal.size else 0.0))
-    try:
-        # Backwards, H = L L^T makes L upper triangular, and its inverse is U: one factorization, no inverse of H.
-        lower = np.linalg.cholesky(damped[::-1, ::-1])
-    except np.linalg.LinAlgError:
-        raise ValueError(f"the Hessian is not positive definite with damping {damping:g}; more may help") from None
-    return np.triu(np.linalg.inv(lower[::-1, ::-1]))
 
 
 def _with_block(grid: Grid, index: int, fitted: Grid) -> Grid:

@@ -27,7 +27,7 @@ from planish.ir import Graph, Node, Value
 from planish.ir.evaluate import evaluate
 from planish.ir.infer.elementwise import ELEMENTWISE
 
-__all__ = ["Agreement", "Masked", "Mismatch", "check", "kept_slices", "masked_values"]
+__all__ = ["Agreement", "Masked", "Mismatch", "check", "in_original", "kept_slices", "masked_values"]
 
 Array = np.ndarray[Any, Any]
 Slot = Value | tuple[Node, int]  # a constant wherever it is used, or one use of it
@@ -189,29 +189,56 @@ def _removed(graph: Graph, kept: Kept) -> int:
 def kept_slices(original: Graph, pruned: Graph) -> dict[Slot, dict[int, Array]]:
     """Find out by content which slices of the constants of ``original`` are left in ``pruned``, use by use.
 
-    Weights must be such that few numbers appear twice, as trained or random ones are.
+    Weights must be such that few numbers appear twice, as trained or random ones are. Where the numbers of a vector
+    leave a choice, it has the slices of another constant.
 
     Raises:
         Mismatch: a floating-point constant of ``pruned`` is not made of slices of the original's.
+        ValueError: numbers repeat (the scale of a new norm, say).
     """
     found: dict[Slot, dict[int, Array]] = {}
+    unclear: list[tuple[Node, int, Array, Array]] = []
     for node, other in paired(original, pruned):
         for i, (a, b) in enumerate(zip(node.operands, other.operands, strict=False)):
             if a is None or b is None or a.const is None or b.const is None or not a.dtype.is_floating:
                 continue
-            if a.const.shape == b.const.shape:
-                if not np.array_equal(a.const.numpy(), b.const.numpy()):
+            whole, part = a.const.numpy(), b.const.numpy()
+            if whole.shape == part.shape:
+                if not np.array_equal(whole, part):
                     raise Mismatch(f"operand {i} of {node} has its size, and other numbers")
                 continue
-            slices = _slices(a.const.numpy(), b.const.numpy())
+            slices = _slices(whole, part)
             if slices is None:
-                raise Mismatch(f"operand {i} of {node} is not made of slices: {a.const.shape} became {b.const.shape}")
-            found[node, i] = slices
+                raise Mismatch(f"operand {i} of {node} is not made of slices: {whole.shape} became {part.shape}")
+            if all(len(choice) == 1 for choices in slices.values() for choice in choices):
+                found[node, i] = {axis: np.concatenate(choices) for axis, choices in slices.items()}
+            else:
+                unclear.append((node, i, whole, part))
+    known = [indices for axes in found.values() for indices in axes.values()]
+    for node, i, whole, part in unclear:
+        found[node, i] = {0: _as_elsewhere(whole, part, known)}
     return found
 
 
-def _slices(whole: Array, part: Array) -> dict[int, Array] | None:
-    """The indices, by axis, such that ``part`` is made of these slices of ``whole``; None if there are none."""
+def in_original(kept: Kept, copies: Mapping[Value, Value]) -> dict[Slot, dict[int, Array]]:
+    """Slices of a clone's constants, stated before it is pruned, by their uses in the graph that it was cloned from.
+
+    Args:
+        kept: by the constants of the clone.
+        copies: from the values of the original to the clone's, as `planish.ir.clone.clone_graph` has filled it.
+    """
+    nodes = {copy.producer: value.producer for value, copy in copies.items() if value.producer is not None}
+    found: dict[Slot, dict[int, Array]] = {}
+    for slot, axes in kept.items():
+        for node, index in [slot] if isinstance(slot, tuple) else slot.uses:
+            original = nodes.get(node)
+            if original is not None:  # else it is returned
+                found[original, index] = dict(axes)
+    return found
+
+
+def _slices(whole: Array, part: Array) -> dict[int, list[Array]] | None:
+    """For each slice of ``part`` along each axis that shrank, the indices of ``whole`` that it may be; None: none."""
     if whole.ndim != part.ndim or any(p > w for p, w in zip(part.shape, whole.shape, strict=True)) or not part.size:
         return None
     order = np.argsort(whole, axis=None)
@@ -221,26 +248,45 @@ def _slices(whole: Array, part: Array) -> dict[int, Array] | None:
         if whole.shape[axis] == part.shape[axis]:
             continue
         rows = np.moveaxis(part, axis, 0).reshape(part.shape[axis], -1)
-        indices = [_index(row, numbers, order, whole.shape, axis) for row in rows]
-        if None in indices:
-            return None
-        slices[axis] = np.array(indices, np.int64)
+        slices[axis] = [_indices(row, numbers, order, whole.shape, axis) for row in rows]
     taken = whole
-    for axis, chosen in slices.items():
-        taken = taken.take(chosen, axis)
+    for axis, choices in slices.items():
+        if not all(map(len, choices)):
+            return None
+        taken = taken.take([choice[0] for choice in choices], axis)
     return slices if np.array_equal(taken, part) else None
 
 
-def _index(row: Array, numbers: Array, order: Array, shape: tuple[int, ...], axis: int) -> int | None:
-    """The index on ``axis`` at which all numbers of ``row`` are found, judged by the first few."""
-    left: set[int] | None = None
+def _indices(row: Array, numbers: Array, order: Array, shape: tuple[int, ...], axis: int) -> Array:
+    """The indices on ``axis`` at which all numbers of ``row`` are found, judged by the first few."""
+    left: Array | None = None
     for number in row[:16]:
         low, high = np.searchsorted(numbers, number, "left"), np.searchsorted(numbers, number, "right")
-        places = set(np.unravel_index(order[low:high], shape)[axis].tolist())
-        left = places if left is None else left & places
+        places = np.unique(np.unravel_index(order[low:high], shape)[axis])
+        left = places if left is None else np.intersect1d(left, places)
         if len(left) < 2:
             break
-    return min(left) if left else None
+    assert left is not None
+    return left
+
+
+def _as_elsewhere(whole: Array, part: Array, known: Iterable[Array]) -> Array:
+    """The one of the known indices by which ``part`` may have been taken from the vector ``whole``.
+
+    Raises:
+        ValueError: there is none, or they differ.
+    """
+    fitting = {
+        indices.tobytes(): indices
+        for indices in known
+        if whole.ndim == 1
+        and len(indices) == len(part)
+        and indices.max() < len(whole)
+        and np.array_equal(whole[indices], part)
+    }
+    if len(fitting) != 1:
+        raise ValueError("numbers of a weight repeat: which slices were kept cannot be told from them, so pass `kept`")
+    return next(iter(fitting.values()))
 
 
 # --- evaluation with masks -------------------------------------------------------------------------------------------
@@ -269,7 +315,7 @@ def masked_values(
             found = evaluate(node, operands)
         except (ValueError, IndexError, TypeError):
             found = None
-        return found if found is not None else [np.asarray(r) for r in runner.evaluate(node, operands)]
+        return found if found is not None else runner.evaluate(node, operands)
 
     for node in graph.nodes:
         operands: list[Masked | None] = []
@@ -351,13 +397,15 @@ def _arrays(operands: Operands) -> list[Array | None]:
 
 @_rule(*ELEMENTWISE)
 def _elementwise(node: Node, operands: Operands, run: Run) -> Masked:
+    """Operands must agree; what is one repeated number (zeros, of a shape that is computed) agrees with any."""
     data = run(node, _arrays(operands))[0]
     given = [o for o in operands if o is not None]
     alive = np.ones(data.shape, bool)
     for operand in given:
         alive &= operand.present
     for i, operand in enumerate(given):
-        _agree(node, i, operand.present, alive)
+        if operand.alive is not None or not (operand.data == operand.data.flat[:1]).all():
+            _agree(node, i, operand.present, alive)
     return Masked(data, alive)
 
 
@@ -429,6 +477,21 @@ def _move(node: Node, operands: Operands, run: Run, positions: Iterable[int]) ->
             masks = masks[:2] if node.attrs.get("mode", "constant") != "constant" else masks
     alive = [np.asarray(mask).astype(np.float32) > 0.5 for mask in run(node, masks)]
     return [Masked(data, mask) for data, mask in zip(run(node, _arrays(operands)), alive, strict=True)]
+
+
+@_rule("ArgMax", "ArgMin", "TopK", "CumSum", "CumProd")
+def _along(node: Node, operands: Operands, run: Run) -> list[Masked]:
+    """All elements along the axis are alive, or none."""
+    x = _given(operands, 0)
+    axis = int(node.attrs.get("axis", -1 if node.op == "TopK" else 0))
+    if node.op.startswith("Cum"):
+        axis = int(_given(operands, 1).data.reshape(-1)[0])
+    alive = x.present.any(axis, keepdims=True)
+    if not np.array_equal(np.broadcast_to(alive, x.data.shape), x.present):
+        raise Mismatch(f"{node}: elements are gone along its axis")
+    if not node.attrs.get("keepdims", 1):
+        alive = alive.squeeze(axis)
+    return [Masked(data, np.broadcast_to(alive, data.shape)) for data in run(node, _arrays(operands))]
 
 
 @_rule("Shape", "Size")
@@ -551,7 +614,8 @@ def _normalized(x: Masked, axes: tuple[int, ...], epsilon: float, centered: bool
     """The alive elements by their mean and deviation over ``axes``; those, too."""
     alive, data = x.present, x.data.astype(np.float64)
     mean = _mean(data, alive, axes) if centered else np.zeros((1,) * data.ndim)
-    inverse = 1 / np.sqrt(_mean((data - mean) ** 2, alive, axes) + epsilon)
+    with np.errstate(divide="ignore", invalid="ignore"):  # where all is dead
+        inverse = np.nan_to_num(1 / np.sqrt(_mean((data - mean) ** 2, alive, axes) + epsilon))
     return (data - mean) * inverse, mean, inverse
 
 
@@ -582,6 +646,13 @@ def _group_normalization(node: Node, operands: Operands, run: Run) -> Masked:
     for i, operand in ((1, scale), (2, bias)):
         _agree(node, i, operand.present.reshape(by_channel), x.present)
     data = data.reshape(x.data.shape) * scale.data.reshape(by_channel) + bias.data.reshape(by_channel)
+    return Masked(data.astype(x.data.dtype), x.present)
+
+
+@_rule("MeanVarianceNormalization")
+def _mean_variance(node: Node, operands: Operands, run: Run) -> Masked:
+    x = _given(operands, 0)
+    data, _, _ = _normalized(x, tuple(a % x.data.ndim for a in node.attrs.get("axes", (0, 2, 3))), 0.0)
     return Masked(data.astype(x.data.dtype), x.present)
 
 

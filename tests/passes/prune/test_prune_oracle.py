@@ -12,11 +12,12 @@ import pytest
 
 from planish.backends import backend
 from planish.ir import Graph, Value, constant, edit, op, sym, tensor_type
+from planish.ir.clone import clone_graph
 from planish.ir.types import DType
 from planish.ir.verify import verify
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from oracle import Masked, Mismatch, check, kept_slices, masked_values
+from oracle import Masked, Mismatch, check, in_original, kept_slices, masked_values
 
 Array = np.ndarray[Any, Any]
 Weights = Mapping[str, Array]
@@ -185,6 +186,13 @@ def norm_by_hand(x: Value, w: Mapping[str, Value], _: Mapping[str, int]) -> Valu
     return op.Einsum(op.Add(op.Div(centered, deviation), w["shift"]), w["w2"], equation="nsd,od->nso")
 
 
+def over_time(x: Value, w: Mapping[str, Value], _: Mapping[str, int]) -> Value:
+    y = op.CumSum(op.MatMul(x, w["w1"]), np.array(1))
+    largest, _ = op.TopK(y, np.array([2]), axis=1, outputs=2)
+    zeros = op.ConstantOfShape(op.Shape(largest))
+    return op.MatMul(op.Add(op.Mul(largest, op.Cast(op.ArgMax(y, axis=1), to=1)), zeros), w["w2"])
+
+
 def gates(units: list[int], size: int, count: int) -> list[int]:
     return [g * size + u for g in range(count) for u in units]
 
@@ -316,6 +324,12 @@ CASES: dict[str, Case] = {
         | {"r2": {1: gates([1, 2], 4, 3), 2: [1, 2]}, "b2": {1: gates([1, 2], 4, 6)}, "wo": {0: [1, 2]}},
         {"units": (6, 3), "units2": (4, 2)},
     ),
+    "sorted and summed over time": Case(
+        over_time,
+        (5, 4),
+        {"w1": (4, 6), "w2": (6, 3)},
+        {"w1": {1: [0, 1, 5]}, "w2": {0: [0, 1, 5]}},
+    ),
     "a norm in single steps": Case(
         norm_by_hand,
         (5, 4),
@@ -391,6 +405,31 @@ def test_changed_numbers_are_no_slices():
         kept_slices(case.original, case.pruned({}, w2=np.zeros((4, 3), np.float32)))
 
 
+def test_a_vector_whose_numbers_repeat_follows_the_matrix_beside_it():
+    case = CASES["a flattened image"]
+    case = Case(case.build, case.shape, {n: w.shape for n, w in case.weights.items()}, case.plan)
+    case.weights["b1"][:] = [1, 1, 2, 2]
+    found = kept_slices(case.original, case.pruned())
+    biases = [i[0].tolist() for (n, at), i in found.items() if n.op == "Conv" and at == 2]
+    assert biases == [[0, 2]]
+    for weight in case.weights.values():
+        weight[:] = 1
+    with pytest.raises(ValueError, match="pass `kept`"):
+        kept_slices(case.original, case.pruned())
+
+
+def test_slices_of_a_clone_are_those_of_the_original():
+    case = CASES["a gated unit"]
+    original = case.original
+    copies: dict[Value, Value] = {}
+    plan = in_original(case.named(clone_graph(original, copies)), copies)
+    uses = {slot[0].given(slot[1]).name: slot[0].op for slot in plan if isinstance(slot, tuple)}
+    assert uses == {"w1": "MatMul", "b1": "Add", "w2": "MatMul"}
+    assert (
+        check(original, case.pruned(), case.inputs, plan).removed == check(original, case.pruned(), case.inputs).removed
+    )
+
+
 def test_an_output_keeps_its_channels():
     case = Case(lambda x, w, _: op.MatMul(x, w["w"]), (4,), {"w": (4, 6)}, {"w": {1: [0, 1]}})
     with pytest.raises(Mismatch, match="output 'y' were removed"):
@@ -398,7 +437,7 @@ def test_an_output_keeps_its_channels():
 
 
 def test_operators_without_a_rule_are_refused():
-    build: Build = lambda x, w, _: op.MatMul(op.CumSum(op.MatMul(x, w["w"]), np.array(1)), w["v"])  # noqa: E731
+    build: Build = lambda x, w, _: op.MatMul(op.Hardmax(op.MatMul(x, w["w"])), w["v"])  # noqa: E731
     case = Case(build, (4,), {"w": (4, 6), "v": (6, 2)}, {"w": {1: [0, 1]}, "v": {0: [0, 1]}})
     with pytest.raises(NotImplementedError, match="no rule"):
         check(case.original, case.pruned(), case.inputs)

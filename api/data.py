@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from planish.flops import bind_dim
 from planish.functions import call_function, is_function_name
 from planish.ir import DType, Graph, Sym, TensorType, Value
 from planish.ir.errors import PlanishError
+from planish.ir.flops import bind_dim
 
-__all__ = ["bind_sizes", "describe_inputs", "read_samples", "reader", "synthesize", "synthesize_more"]
+__all__ = ["bind_sizes", "describe_inputs", "read_samples", "reader", "readers", "synthesize", "synthesize_more"]
 
 Sample = dict[str, Any]
 Data = str | Path | Mapping[str, Any] | Iterable[Mapping[str, Any]]
@@ -41,20 +41,38 @@ def read_samples(data: Data, graph: Graph, limit: int | None = None) -> list[Sam
     return samples
 
 
-def reader(data: Data, graph: Graph) -> Callable[[], Iterator[Sample]]:
+def reader(data: Data, graph: Graph, extra: Collection[str] = ()) -> Callable[[], Iterator[Sample]]:
     """A function that reads all samples of ``data`` from the start, one at a time where they lie in files.
 
     Args:
         data: as for `read_samples`. An iterator, which can be read once only, is kept in memory.
         graph: the graph that they are for; every sample is checked against its inputs when it is read.
+        extra: names of arrays that samples have besides: labels, say. They are not checked.
     """
     kept = list(data) if isinstance(data, Iterator) else data
 
     def read() -> Iterator[Sample]:
         for where, sample in _samples(kept):
-            yield _checked(sample, graph, where)
+            lacking = next((name for name in extra if name not in sample), None)
+            if lacking is not None:
+                raise PlanishError(f"{where} has no array {lacking!r}, which is asked for besides the inputs")
+            inputs = {name: value for name, value in sample.items() if name not in extra}
+            yield _checked(inputs, graph, where) | {name: np.asarray(sample[name]) for name in extra}
 
     return read
+
+
+def readers(
+    data: Data, graph: Graph, extra: Collection[str] = ()
+) -> tuple[Callable[[], Iterator[Sample]], Callable[[], Iterator[Sample]] | None]:
+    """Two functions that read the samples of ``data``: inputs alone, and with ``extra`` (None if that is empty)."""
+    names = {v.name for v in graph.inputs}
+    if names.intersection(extra):
+        raise PlanishError(f"{min(names.intersection(extra))!r} is an input of the model, and no array besides")
+    if not extra:
+        return reader(data, graph), None
+    everything = reader(data, graph, extra)
+    return lambda: ({n: a for n, a in s.items() if n not in extra} for s in everything()), everything
 
 
 def _named(data: Data) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,7 +77,7 @@ def explain(
     Raises:
         PlanishError: no pass of the pipeline has the rule, or the model does not run on synthesized inputs.
     """
-    from planish.data import reader
+    from planish.data import readers
     from planish.optimizer import made_up_samples
     from planish.passes.observers.explain import Explain, near_misses, rules_of
     from planish.passes.quantize.summary import why_float
@@ -91,8 +91,11 @@ def explain(
             raise PlanishError(f"no rule {rule!r} in {passes}; planish passes NAME lists the rules of a pass")
     graph = _copy(model)
     observer = Explain()
-    samples = reader(data, graph) if data is not None else made_up_samples(_copy(model), target)
-    ctx = Context(runner_factory(target), [observer], target, samples=samples, differentiate=to_jax)
+    samples: Callable[[], Iterable[Sample]] = made_up_samples(_copy(model), target)
+    labelled: Callable[[], Iterable[Sample]] | None = None
+    if data is not None:
+        samples, labelled = readers(data, graph, passes.extra_arrays)
+    ctx = Context(runner_factory(target), [observer], target, samples=samples, labelled=labelled, differentiate=to_jax)
     raised = _Raised()
     ctx.observers.append(raised)
     passes.run(graph, ctx)

@@ -7,10 +7,10 @@ import tempfile
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from planish.ir.errors import PlanishError
-from planish.report import LAYER_HEAD, layer_rows
+from planish.report import LAYER_HEAD, facts_rows, layer_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -85,7 +85,13 @@ def html(report: Report, title: str) -> str:
 def _layers(report: Report) -> str:
     rows = layer_rows(report.layers)
     head = "<h2>Layers</h2><p>The largest share of the predicted loss first.</p>"
-    return head + _table(rows, frozenset({4, 5, 6, 7}), LAYER_HEAD) if rows else ""
+    layers = head + _table(rows, frozenset({4, 5, 6, 7}), LAYER_HEAD) if rows else ""
+    return layers + "".join(_facts(name, rows) for name, rows in report.facts())
+
+
+def _facts(name: str, rows: Sequence[dict[str, Any]]) -> str:
+    head, *found = facts_rows(rows)
+    return f"<h2>{escape(name)}</h2>" + _table(found, head=head)
 
 
 def write_report(report: Report, path: str | Path, title: str) -> None:

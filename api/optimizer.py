@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from planish import expectations
-from planish.flops import Size, size_of
 from planish.ir import Graph
 from planish.ir.errors import PlanishError
+from planish.ir.flops import Size, size_of
 from planish.jax_function import to_jax
 from planish.models import load, save_for
 from planish.passes import Context, Observer, Pipeline
@@ -171,8 +171,10 @@ class _Job:
         self.metric = metric
         self.times = False  # whether passes may measure
         self.is_remote = False  # whether the target is elsewhere
-        self.made_up = False  # whether they were synthesized
         self.inputs: Callable[[], Iterable[Sample]] | None = None  # all samples, for passes that look at inputs
+        self.made_up = False  # whether they were synthesized
+        self.looked = False  # whether a pass has looked at them
+        self.labelled: Callable[[], Iterable[Sample]] | None = None  # the same with labels
         self.samples: list[Sample] = []
         self.sizes: dict[str, int] | None = None
         self.verification = Verification()
@@ -186,9 +188,9 @@ class _Job:
         from planish.backends.base import backend
 
         if data is not None:
-            from planish.data import bind_sizes, read_samples, reader
+            from planish.data import bind_sizes, read_samples, readers
 
-            self.inputs = reader(data, self.original)
+            self.inputs, self.labelled = readers(data, self.original, self.pipeline.extra_arrays)
             self.sizes = bind_sizes(self.original, read_samples(self.inputs(), self.original, 1)[0])
         else:
             self.inputs = made_up_samples(_clone(self.original), self.target)
@@ -227,12 +229,19 @@ class _Job:
             runner_factory(self.target),
             [*observers, *self.observers],
             self.target,
-            samples=self.inputs,
+            samples=self._noticed if self.inputs is not None else None,
+            labelled=self.labelled,
             metric=self.metric,
             stopwatch=_seconds if self.times and not self.is_remote else None,
             progress=self.progress,
             differentiate=to_jax,
         )
+
+    def _noticed(self) -> Iterable[Sample]:
+        """The samples, for a pass."""
+        assert self.inputs is not None
+        self.looked = True
+        return self.inputs()
 
     def _attempt(self, pipeline: Pipeline, mode: Mode) -> _Attempt:
         from planish.passes.observers.verify import Verify
@@ -246,12 +255,12 @@ class _Job:
     def _run_original(self, model: Model, engine: Backend, data: Data | None) -> Executable | None:
         """The original, compiled, after it has computed ``self.expected``; None if it runs on no synthesized sample."""
         from planish.comparison import compile_model, samples_for
-        from planish.data import bind_sizes, reader, synthesize_more
+        from planish.data import bind_sizes, readers, synthesize_more
         from planish.passes.observers.verify import largest_difference
 
         try:
             if data is not None:
-                self.inputs = reader(data, self.original)
+                self.inputs, self.labelled = readers(data, self.original, self.pipeline.extra_arrays)
             program = compile_model(model, self.original, engine)
             given = None if self.inputs is None else self.inputs()
             self.samples, self.expected, source = samples_for(self.original, program, given, _MAX_SAMPLES)
@@ -332,9 +341,12 @@ class _Job:
             return attempt, report
         slower = report.latency
         why = f"{1 / slower.speedup:.2f}x the original's latency ({slower.after} instead of {slower.before})"
-        culprits = [r.name for r in report.passes if r.edits]
+        blameless = {str(p) for p in self.pipeline.passes if p.keeps_latency}
+        culprits = [r.name for r in report.passes if r.edits and r.name not in blameless]
         for name in reversed(list(dict.fromkeys(culprits)) if len(set(culprits)) > 1 else []):
             pipeline = Pipeline([p for p in self.pipeline.passes if str(p) != name])
+            if not self._is_faster_without(name, first, mode, engine):
+                continue
             other, program = self._verified(pipeline, mode, engine)
             if program is None or self.verification.verdict == "failed":
                 continue
@@ -351,6 +363,14 @@ class _Job:
         report = self._report(kept, report.before)
         report.latency, report.fallback, report.near_misses = slower, f"to the original: the result takes {why}", []
         return kept, report
+
+    def _is_faster_without(self, name: str, first: Executable, mode: Mode, engine: Backend) -> bool:
+        """Whether it is worth while to run the pipeline without a pass: not where it is slow even before training."""
+        if not any(p.keeps_latency for p in self.pipeline.passes):
+            return True
+        quick = Pipeline([p for p in self.pipeline.passes if str(p) != name and not p.keeps_latency])
+        _, program = self._verified(quick, mode, engine)
+        return program is not None and not self._measure(first, program).is_slower
 
     def _measure(self, first: Executable, second: Executable) -> Comparison:
         from planish.measure import estimate_pair, measure_pair
@@ -372,7 +392,7 @@ class _Job:
         )
         report.verification = copy(self.verification)
         report.notes += [note for r in attempt.ctx.results for note in r.notes]
-        if self.made_up and any(r.table for r in attempt.ctx.results):
+        if self.made_up and self.looked:
             report.notes.append(_WARNING)
         if not report.changed:
             report.near_misses = _nearest(attempt.graph, self.pipeline)
@@ -380,8 +400,8 @@ class _Job:
 
 
 _WARNING = (
-    f"quantized with {_MADE_UP} made-up samples: ranges, and what is lost on real inputs, are guesses; "
-    "give --data to know"
+    f"passes looked at {_MADE_UP} made-up samples: what they took from them, such as ranges, and what is lost on real "
+    "inputs, are guesses; give --data to know"
 )
 
 

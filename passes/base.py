@@ -91,10 +91,17 @@ class Pass:
     Attributes:
         numerics: what the pass promises about the values that the graph computes.
         needs_original: whether it looks at the graph as it was before the first pass (`Context.original`).
+        keeps_latency: whether it changes nothing but numbers, so that its result is as fast as what it was given.
     """
 
     numerics: ClassVar[Numerics] = Exact()
     needs_original: ClassVar[bool] = False
+    keeps_latency: ClassVar[bool] = False
+
+    @property
+    def extra_arrays(self) -> tuple[str, ...]:
+        """Names of arrays that the pass reads from the data besides the inputs of the model: labels, say."""
+        return ()
 
     @classmethod
     def pass_name(cls) -> str:
@@ -194,6 +201,7 @@ class Context:
         disabled: names of rules that must not fire.
         results: one record per pass that has run, in order.
         samples: makes the sample inputs that passes may look at, as often as they are needed; None if there are none.
+        labelled: the same samples, with the arrays that passes ask for by `Pass.extra_arrays`; None if there are none.
         metric: the quality of outputs for these samples, in their order, the higher the better; None to compare the
             outputs with those of the original.
         stopwatch: the seconds that each of two functions takes, measured side by side; None if nothing may be measured.
@@ -201,6 +209,7 @@ class Context:
         limit: how many more rewrites the current pass may make; None for no limit (see `planish.passes.bisect`).
         differentiate: makes a function of a graph that has gradients; None if there are none to be had.
         original: the graph before the first pass, for passes that compare with it or learn from it; nobody changes it.
+        following: the passes behind the current one in the pipeline.
     """
 
     runner_factory: Callable[[], Runner] | None = None
@@ -209,12 +218,14 @@ class Context:
     disabled: set[str] = field(default_factory=set)
     results: list[PassResult] = field(default_factory=list)
     samples: Callable[[], Iterable[Arrays]] | None = None
+    labelled: Callable[[], Iterable[Arrays]] | None = None
     metric: Callable[[list[dict[str, Any]]], float] | None = None
     stopwatch: Callable[[Callable[[], object], Callable[[], object]], tuple[float, float]] | None = None
     progress: Callable[[str], None] = lambda message: None
     limit: int | None = None
     differentiate: Callable[[Graph], Differentiable] | None = None
     original: Graph | None = None
+    following: tuple[Pass, ...] = ()
     last: Replacement | None = None
     _runner: Runner | None = None
 

@@ -85,14 +85,21 @@ class Pipeline(Pass):
         """Whether one of its passes does."""
         return any(p.needs_original for p in self.passes)
 
+    @property
+    def extra_arrays(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for p in self.passes for name in p.extra_arrays))
+
     def run(self, graph: Graph, ctx: Context) -> None:
         if ctx.original is None and self.needs_original:
             ctx.original = clone_graph(graph)
-        for p in self.passes:
+        behind = ctx.following
+        for i, p in enumerate(self.passes):
+            ctx.following = (*self.passes[i + 1 :], *behind)
             if isinstance(p, Pipeline | Fixpoint):
                 p.run(graph, ctx)
             else:
                 run_pass(p, graph, ctx)
+        ctx.following = behind
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,15 @@ class Fixpoint(Pass):
     """Runs its passes again and again until a round changes nothing (at most 20 rounds)."""
 
     passes: tuple[Pass, ...] = ()
+
+    @property
+    def needs_original(self) -> bool:  # type: ignore[override]
+        """Whether one of its passes does."""
+        return Pipeline(self.passes).needs_original
+
+    @property
+    def extra_arrays(self) -> tuple[str, ...]:
+        return Pipeline(self.passes).extra_arrays
 
     def __str__(self) -> str:
         return f"fixpoint({Pipeline(self.passes)})"

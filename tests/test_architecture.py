@@ -31,6 +31,7 @@ HEAVY = frozenset(
         "onnxscript",
         "onnxsim",
         "onnxslim",
+        "optax",
         "optuna",
         "rich",
         "safetensors",

@@ -42,9 +42,17 @@ def command(name: str | None, as_json: bool) -> None:
         click.echo("\nRecipes: " + "; ".join(f"{k} = {v}" for k, v in RECIPES.items()))
 
 
-def _facts(p: type[Pass]) -> dict[str, Any]:
+def _doc(p: type[Pass]) -> str:
+    """What the pass says of itself, and what its base classes say of the options that it shares with others."""
     import inspect
 
+    from planish.passes import Pass
+
+    bases = [inspect.cleandoc(b.__doc__ or "") for b in p.__mro__[1:] if issubclass(b, Pass) and b is not Pass]
+    return "\n\n".join([inspect.getdoc(p) or "", *(doc for doc in bases if "Attributes:" in doc)])
+
+
+def _facts(p: type[Pass]) -> dict[str, Any]:
     from planish.passes.observers.explain import rules_of
 
     fields = dataclasses.fields(p)
@@ -54,7 +62,7 @@ def _facts(p: type[Pass]) -> dict[str, Any]:
     described = [{"name": r.name, "ops": sorted(r.ops or ()), "numerics": str(r.numerics), "doc": r.doc} for r in rules]
     return {
         "name": p.pass_name(),
-        "doc": inspect.getdoc(p) or "",
+        "doc": _doc(p),
         "numerics": str(p.numerics),
         "options": options,
         "rules": described,

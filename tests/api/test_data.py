@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from planish.data import bind_sizes, read_samples, synthesize
+from planish.data import bind_sizes, read_samples, readers, synthesize
 from planish.ir import DType, constant, op, sym, tensor_type
 from planish.ir.errors import PlanishError
 
@@ -39,6 +39,23 @@ def test_what_does_not_fit_is_refused_in_one_line(tiny, sample, message):
     with pytest.raises(PlanishError, match=message) as caught:
         read_samples(sample, tiny.mlp())
     assert "\n" not in str(caught.value)
+
+
+def test_labels_are_read_beside_the_inputs_where_they_are_asked_for(tiny):
+    graph = tiny.mlp()
+    data = [{**GOOD, "labels": np.array([3, 4])}]
+    inputs, everything = readers(data, graph, ["labels"])
+    assert [set(sample) for sample in inputs()] == [{"x"}]
+    assert [sample["labels"].tolist() for sample in everything()] == [[3, 4]]
+    assert readers([GOOD], graph)[1] is None
+    for extra, message in (
+        (["weights"], "sample 1 has no array 'weights', which is asked for besides the inputs"),
+        (["labels", "x"], "'x' is an input of the model"),
+    ):
+        with pytest.raises(PlanishError, match=message):
+            list(readers(data, graph, extra)[0]())
+    with pytest.raises(PlanishError, match="has 'labels', which is no input"):
+        list(readers(data, graph)[0]())
 
 
 def test_symbols_must_agree_over_inputs(tiny):

@@ -112,7 +112,7 @@ def test_made_up_samples_are_said_to_be_made_up(tiny):
     for options in ({"verify": "end"}, {"verify": "off"}):
         report = optimize(graph, "int8", measure=False, **options).report
         (note,) = [note for note in report.notes if "made-up" in note]
-        assert note.startswith("quantized with 8 made-up samples")
+        assert note.startswith("passes looked at 8 made-up samples")
         assert "note" in str(report)
         assert not any("made-up" in n for n in optimize(graph, "default", measure=False, **options).report.notes)
         with_data = optimize(graph, "int8", measure=False, data=samples(), **options).report

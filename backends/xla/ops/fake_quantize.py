@@ -60,13 +60,14 @@ def _rounded(x: Array, scale: Array, zero: Array, form: Format) -> Array:
     """``x`` rounded to multiples of ``scale`` that ``form`` holds."""
     if not form.is_integer:
         return _as_floats(_clipped(quotient(x, scale), form), form.storage.numpy) * scale
-    codes = _clipped(_round(quotient(x, scale)) + zero, form)
+    codes = _round(_clipped(quotient(x, scale), form, zero)) + zero
     return (jnp.where(jnp.isnan(codes), 0, codes) - zero) * scale
 
 
-def _clipped(x: Array, form: Format) -> Array:
-    """``x`` within the range of ``form``, with gradient 1 at its limits, too."""
-    return jnp.where(x < form.low, form.low, jnp.where(x > form.high, form.high, x)).astype(x.dtype)
+def _clipped(x: Array, form: Format, zero: Array | float = 0.0) -> Array:
+    """``x`` within the range of ``form``, counted from ``zero``, with gradient 1 at its limits, too."""
+    low, high = form.low - zero, form.high - zero
+    return jnp.where(x < low, low, jnp.where(x > high, high, x)).astype(x.dtype)
 
 
 def _dynamic_parameters(x: Array, form: Format) -> tuple[Array, Array]:

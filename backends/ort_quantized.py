@@ -73,6 +73,8 @@ def adapt_quantized(graph: Graph) -> None:
     for node in [n for n in graph.walk() if n.op in ("MatMul", "Gemm")]:
         _widened(node, known)
         _keep_apart(node)
+    for node in [n for n in graph.walk() if n.op == "Conv"]:
+        _as_bytes(node, known)
 
 
 # recognizing
@@ -247,6 +249,30 @@ def _widened(node: Node, known: dict[tuple[object, ...], Value]) -> None:
         number = op.Sub(number, op.Reshape(op.Cast(zero, to=codes.scale.dtype), shape))
     number = op.Mul(number, op.Reshape(codes.scale, shape))
     number = number if number.dtype is weight.dtype else op.Cast(number, to=weight.dtype)
+    for new in edit.insert_floating([number], node):
+        new.name = node.name and f"{node.name}/{new.op}"
+    edit.set_operand(node, 1, number)
+    edit.erase_dead([weight.producer])
+
+
+def _as_bytes(node: Node, known: dict[tuple[object, ...], Value]) -> None:
+    """A convolution's weight of four bits or less, whose integers become bytes when the model is loaded.
+
+    ONNX Runtime 1.31 has an integer kernel for bytes only; it computes with numbers where weights have four bits, and
+    refuses the model where they have two.
+    """
+    weight = node.operand(1)
+    if weight is None or not is_fake_quantize(weight) or not _holds_integers(node.given(0)):
+        return
+    assert weight.producer is not None
+    codes = encoded_constant(weight.producer, known)
+    if codes is None or codes.block_size or codes.codes.dtype not in _NARROW:
+        return
+    wide = DType.INT8 if codes.codes.dtype.is_signed else DType.UINT8
+    zero = codes.zero_point
+    if zero is not None and zero.const is not None:
+        zero = constant(zero.const.numpy().astype(wide.numpy), wide, zero.name)
+    number = dequantized(replace(codes, codes=op.Cast(codes.codes, to=wide), zero_point=zero))
     for new in edit.insert_floating([number], node):
         new.name = node.name and f"{node.name}/{new.op}"
     edit.set_operand(node, 1, number)

@@ -22,7 +22,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -247,14 +247,14 @@ def _disturb_constants(model: torch.nn.Module) -> None:
             tensor.add_(NOISE * torch.randn_like(tensor))
 
 
-def export(name: str, folder: Path) -> str:
+def export(recipe: Recipe, folder: Path) -> str:
     """Export one model into ``folder`` and return a line that describes the result."""
     import numpy as np
     import torch
     from torch.utils._pytree import tree_leaves
 
     started = time.perf_counter()
-    model, inputs, axes = build(ZOO[name])
+    model, inputs, axes = build(recipe)
     with torch.no_grad():
         results = [leaf.numpy() for leaf in tree_leaves(model(**inputs)) if isinstance(leaf, torch.Tensor)]
         program = torch.onnx.export(
@@ -272,12 +272,15 @@ def export(name: str, folder: Path) -> str:
     return f"{nodes} nodes, {len(results)} outputs, {time.perf_counter() - started:.0f} s"
 
 
-def export_in_subprocess(name: str, out: Path) -> bool:
-    """Export one model in a fresh process; the finished folder appears in one step. Return whether it succeeded."""
+def export_in_subprocess(name: str, out: Path, script: str = __file__, flags: Sequence[str] = ()) -> bool:
+    """Export one model in a fresh process; the finished folder appears in one step. Return whether it succeeded.
+
+    The process runs a ``script`` that ends in `export_recipes`, with ``flags`` of its own.
+    """
     part = out / f".{name}.part"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    command = [sys.executable, __file__, "--into", str(part), str(out), name]
+    command = [sys.executable, script, *flags, "--into", str(part), str(out), name]
     child = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = child.stdout.strip().splitlines()
     line = lines[-1] if lines else f"failed: exit code {child.returncode}"
@@ -297,27 +300,38 @@ def reason(error: BaseException) -> str:
     return f"failed: {type(error).__name__}: {message[:200]}"
 
 
-def main() -> int:
-    """Run the command line; the exit code is 1 where an export failed."""
-    parser = argparse.ArgumentParser(description="Export the model zoo.", epilog=f"Models: {', '.join(ZOO)}.")
+def arguments(description: str, recipes: Iterable[str]) -> argparse.ArgumentParser:
+    """The command line of a script that exports ``recipes``, names of models."""
+    parser = argparse.ArgumentParser(description=description, epilog=f"Models: {', '.join(recipes)}.")
     parser.add_argument("out", type=Path, help="folder that takes one folder per model")
     parser.add_argument("names", nargs="*", metavar="NAME", help="models to export (default: all)")
     parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)  # the child process of export_in_subprocess
-    args = parser.parse_args()
-    names = args.names or list(ZOO)
-    if unknown := [name for name in names if name not in ZOO]:
-        parser.error(f"no such model: {', '.join(unknown)}")
+    return parser
+
+
+def export_recipes(
+    recipes: Mapping[str, Recipe], args: argparse.Namespace, script: str = __file__, flags: Sequence[str] = ()
+) -> int:
+    """Do what `arguments` ask a ``script`` for; the exit code is 1 where an export failed."""
+    names = args.names or list(recipes)
+    if unknown := [name for name in names if name not in recipes]:
+        raise SystemExit(f"no such model: {', '.join(unknown)}")
     if args.into is not None:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         try:
-            print(export(names[0], args.into))
+            print(export(recipes[names[0]], args.into))
         except Exception as error:  # noqa: BLE001 - whatever goes wrong in an export is one line of the zoo's report
             print(reason(error))
             return 1
         return 0
     missing = [name for name in names if not (args.out / name / "model.onnx").exists()]
-    failed = [name for name in missing if not export_in_subprocess(name, args.out)]
+    failed = [name for name in missing if not export_in_subprocess(name, args.out, script, flags)]
     return 1 if failed else 0
+
+
+def main() -> int:
+    """Run the command line; the exit code is 1 where an export failed."""
+    return export_recipes(ZOO, arguments("Export the model zoo.", ZOO).parse_args())
 
 
 if __name__ == "__main__":

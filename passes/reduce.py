@@ -30,7 +30,7 @@ class Part:
 def extract(nodes: Iterable[Node], outputs: Sequence[Value] | None = None) -> Part:
     """Copy ``nodes`` of one graph into a graph of their own.
 
-    What they use from elsewhere becomes inputs; constants stay constants.
+    What they use from elsewhere becomes inputs; constants become constants of the same tensors.
 
     Args:
         nodes: in any order.
@@ -45,7 +45,9 @@ def extract(nodes: Iterable[Node], outputs: Sequence[Value] | None = None) -> Pa
     mapping: dict[Value, Value] = {}
     inputs: dict[str, Value] = {}
     for value in dict.fromkeys(v for node in chosen for v in used_by(node)):
-        if value.const is None and value.producer not in inside and value not in mapping:
+        if value.const is not None:
+            mapping[value] = Value(value.type, value.name, const=value.const)  # of this graph alone
+        elif value.producer not in inside:
             name = _unique(value.name or "input", names)
             mapping[value] = graph.add_input(value.type, name)
             inputs[name] = value

@@ -98,7 +98,8 @@ def _comparison(allowed: DTypes) -> TypingRule:
 
 _OTHERS = "Cast CastLike Clip Identity IsInf IsNaN Max Mean Min Pow PRelu Sum Where"
 _ACROSS = {"LRN", "MeanVarianceNormalization"}  # typed like unary operators, but elements look at their neighbours
-ELEMENTWISE = frozenset(" ".join([*_UNARY.values(), *_BINARY.values(), *_COMPARISONS.values(), _OTHERS]).split()) - _ACROSS
+_NAMES = " ".join([*_UNARY.values(), *_BINARY.values(), *_COMPARISONS.values(), _OTHERS])
+ELEMENTWISE = frozenset(_NAMES.split()) - _ACROSS
 
 
 def _register() -> None:

@@ -231,13 +231,13 @@ class Coupling:
 
     def _leave_free(self, product: _Product, chosen: Channels | None) -> None:
         reason = "it counts what is repeated for other channels"
-        for factor in product.factors:
-            if factor is not chosen:
+        position = next((i for i, f in enumerate(product.factors) if f is chosen), -1)
+        for i, factor in enumerate(product.factors):
+            if i != position:  # by position: the same channels may be there twice
                 self.freeze((factor,), reason)
         if chosen is None:
             self.freeze((product.merged,), next(filter(None, map(self._why_factor, product.factors)), reason))
             return
-        position = next(i for i, f in enumerate(product.factors) if f is chosen)
         inner = 1
         for factor in product.factors[position + 1 :]:
             assert isinstance(factor.size, int)

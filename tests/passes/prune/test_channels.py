@@ -282,6 +282,17 @@ def test_repeated_numbers_take_the_size_that_is_left():
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_channels_that_are_combined_with_themselves_stay():
+    def gram(x):
+        h = linear(x, 16, 8)
+        products = op.MatMul(op.Transpose(h, perm=[0, 2, 1]), h)
+        return linear(op.Reshape(products, constant([0, 64])), 64, 3)
+
+    graph = build(gram, sym("n"), 5, 16)
+    with pytest.raises(RequestError, match="repeated for other channels"):
+        pruned(graph, "ratio=0.5")
+
+
 def test_what_lies_along_a_window_stays():
     def mixer(x):  # channels of the first layer are the positions of the second
         h = op.Relu(op.MatMul(x, w(16, 12)))

@@ -25,7 +25,7 @@ import numpy as np
 from ...ir import Value, op
 from ...ir.builder import make_node
 from .algebra import Array, Moments, kronecker_roots, refit, relative_error, root
-from .factorizing import Factorizing, Method
+from .factorizing import Factorization, Method
 from .ladders import Form, Ladder
 from .sites import Site
 
@@ -35,7 +35,7 @@ Order = Literal["auto", "depthwise-first", "pointwise-first"]
 
 
 @dataclass(frozen=True)
-class Decouple(Factorizing):
+class Decouple(Factorization):
     """Make convolutions sums of depthwise and pointwise ones, where that is faster.
 
     Candidates are convolutions with one group and a kernel of more than one element. Which order, and how the sum is

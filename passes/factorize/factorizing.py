@@ -19,7 +19,7 @@ from .judge import Judge
 from .ladders import Form, Goal, Ladder, last_rung
 from .sites import Site, find_sites, first_layers, input_shapes, with_moments
 
-__all__ = ["Factorizing", "Method", "rewrite"]
+__all__ = ["Factorization", "Method", "rewrite"]
 
 Method = Literal["auto", "plain", "whitened"]
 Plan = tuple[Site, list[Ladder]]
@@ -29,7 +29,7 @@ _DONE, _ALONE = "factorized", "left alone"
 
 
 @dataclass(frozen=True)
-class Factorizing(Pass):
+class Factorization(Pass):
     """Base class. A layer is factorized only where that is faster, which is measured if it may be, and else predicted.
 
     At most one of the goals (``energy``, ``error``, ``speedup``, and those of the pass) may be given.

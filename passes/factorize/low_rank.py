@@ -30,7 +30,7 @@ from ...ir.builder import make_node
 from ...ir.errors import PlanishError
 from ..base import Context
 from .algebra import Array, Moments, root
-from .factorizing import Factorizing, Plan, Rung
+from .factorizing import Factorization, Plan, Rung
 from .information import Information, information_of
 from .judge import Judge
 from .ladders import Form, Ladder, allocate
@@ -40,7 +40,7 @@ __all__ = ["LowRank"]
 
 
 @dataclass(frozen=True)
-class LowRank(Factorizing):
+class LowRank(Factorization):
     """Make the weights of MatMul, Gemm and pointwise Conv products of two thin ones, where that is faster.
 
     Where no goal is given, the ratio is 0.5.

@@ -19,7 +19,7 @@ import numpy as np
 from ...ir import Value
 from ...ir.builder import make_node
 from .algebra import Array, Moments, refit, relative_error, root
-from .factorizing import Factorizing, Method
+from .factorizing import Factorization, Method
 from .ladders import Form, Ladder
 from .sites import Site
 
@@ -29,7 +29,7 @@ Order = Literal["auto", "vertical-first", "horizontal-first"]
 
 
 @dataclass(frozen=True)
-class SpatialSvd(Factorizing):
+class SpatialSvd(Factorization):
     """Make convolutions with k x k kernels pairs of k x 1 and 1 x k, where that is faster.
 
     Where no goal is given, the ratio is 0.5.

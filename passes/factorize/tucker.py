@@ -20,7 +20,7 @@ import numpy as np
 from ...ir import Value
 from ...ir.builder import make_node
 from .algebra import Array, Moments, kronecker_roots, refit, relative_error
-from .factorizing import Factorizing, Method
+from .factorizing import Factorization, Method
 from .ladders import Form, Ladder
 from .sites import Site
 
@@ -31,7 +31,7 @@ _STEPS = 24  # ranks of each side that are considered
 
 
 @dataclass(frozen=True)
-class Tucker(Factorizing):
+class Tucker(Factorization):
     """Make convolutions smaller ones between pointwise ones (Tucker-2), where that is faster.
 
     Where no goal is given, the ratio is 0.5.

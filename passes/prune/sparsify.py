@@ -14,10 +14,10 @@ from ..base import Context, Pass, RequestError
 from ..numerics import Lossy
 from ..quantize.calibration import in_groups
 from ..quantize.layers import Layer, layers_of, select
-from .sparse_masks import Pattern
-from .sparse_report import describe
-from .sparse_sites import Inputs, Site, collect_inputs, gram_bytes, sites_of
-from .sparse_weights import Method, Pruned, Spread, apply, goals, prune, rewind
+from .sparsity.masks import Pattern
+from .sparsity.report import describe
+from .sparsity.sites import Inputs, Site, collect_inputs, gram_bytes, sites_of
+from .sparsity.weights import Method, Pruned, Spread, apply, goals, prune, rewind
 
 __all__ = ["Sparsify"]
 

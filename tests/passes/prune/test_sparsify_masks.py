@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planish.ir.quantization import parse_format
-from planish.passes.prune.sparse_masks import (
+from planish.passes.prune.sparsity.masks import (
     Pattern,
     counts_of_lowest,
     lamp_scores,
@@ -15,8 +15,8 @@ from planish.passes.prune.sparse_masks import (
     outside_pattern,
     shares,
 )
-from planish.passes.prune.sparse_update import sparsegpt
-from planish.passes.prune.sparse_weights import next_ratio
+from planish.passes.prune.sparsity.update import sparsegpt
+from planish.passes.prune.sparsity.weights import next_ratio
 from planish.passes.quantize.weights.gptq import gptq
 from planish.passes.quantize.weights.grids import grid_for, output_error
 

@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...ir import Graph
-from ..base import Context
-from ..quantize.layers import Layer, layers_of
-from .sparse_weights import Method, Pruned
+from ....ir import Graph
+from ...base import Context
+from ...quantize.layers import Layer, layers_of
+from .weights import Method, Pruned
 
 __all__ = ["describe", "rows", "sparse_bytes"]
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from ...ir import Graph, Tensor, Value
-from ..base import Context
-from ..quantize.calibration import collect
-from ..quantize.layers import Layer
-from ..quantize.summaries import ConvGram, GramMatrix
-from .sparse_masks import Pattern
+from ....ir import Graph, Tensor, Value
+from ...base import Context
+from ...quantize.calibration import collect
+from ...quantize.layers import Layer
+from ...quantize.summaries import ConvGram, GramMatrix
+from .masks import Pattern
 
 __all__ = ["FEW", "Inputs", "Site", "collect_inputs", "gram_bytes", "sites_of"]
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ..quantize.weights.compensation import compensate, inverse_factor
-from ..quantize.weights.grids import checked_hessian, checked_weight
-from .sparse_masks import Pattern, lowest, outside_pattern, shares
+from ...quantize.weights.compensation import compensate, inverse_factor
+from ...quantize.weights.grids import checked_hessian, checked_weight
+from .masks import Pattern, lowest, outside_pattern, shares
 
 __all__ = ["sparsegpt"]
 

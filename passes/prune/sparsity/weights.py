@@ -9,14 +9,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ...ir import ArrayTensor, Graph, LazyTensor, Tensor, Value, edit
-from ...ir.text import graph_text
-from ..base import RequestError
-from ..quantize.layers import bias_of, correct_bias, layers_of
-from ..quantize.weights.grids import row_errors
-from .sparse_masks import Pattern, counts_of_lowest, lamp_scores, lowest, lowest_in_rows, outside_pattern, shares
-from .sparse_sites import Inputs, Site
-from .sparse_update import sparsegpt
+from ....ir import ArrayTensor, Graph, LazyTensor, Tensor, Value, edit
+from ....ir.text import graph_text
+from ...base import RequestError
+from ...quantize.layers import bias_of, correct_bias, layers_of
+from ...quantize.weights.grids import row_errors
+from .masks import Pattern, counts_of_lowest, lamp_scores, lowest, lowest_in_rows, outside_pattern, shares
+from .sites import Inputs, Site
+from .update import sparsegpt
 
 __all__ = ["Method", "Pruned", "Spread", "apply", "goals", "next_ratio", "prune", "rewind"]
 

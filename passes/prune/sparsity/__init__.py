@@ -1,0 +1,1 @@
+"""Zeros in weights: which, what the others become, and what is reported."""

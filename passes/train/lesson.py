@@ -117,6 +117,8 @@ class Lesson:
             case "probabilities":
                 floor = jnp.finfo(jnp.float32).tiny
                 return losses.divergence(jnp.log(t + floor), jnp.log(s + floor), self.temperature)
+            case "classes" if self.loss_of_outputs == "auto":  # a guess: numbers that are no scores must be right, too
+                return losses.divergence(t, s, self.temperature) + _ANCHOR * losses.relative_error(t, s)
             case "classes" | "log-probabilities":
                 return losses.divergence(t, s, self.temperature)
             case "directions":
@@ -158,6 +160,7 @@ class Lesson:
         return "learned from the original: " + ", ".join(words + (["labels"] if self.labels else []))
 
 
+_ANCHOR = 0.1  # the weight of the square error where classes are guessed
 _CLASSES: tuple[Kind, ...] = ("classes", "probabilities", "log-probabilities")
 _WORDS: dict[Kind, str] = {
     **dict.fromkeys(_CLASSES, "divergence of classes"),

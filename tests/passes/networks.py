@@ -21,7 +21,7 @@ def weights(seed=0, dtype=np.float32):
     """Makes random constants whose products keep the size of what they multiply."""
     rng = np.random.default_rng(seed)
 
-    def make(*shape, fan=None):
-        return constant((rng.standard_normal(shape) / np.sqrt(fan or shape[0])).astype(dtype))
+    def make(*shape, fan=None, name=""):
+        return constant((rng.standard_normal(shape) / np.sqrt(fan or shape[0])).astype(dtype), name=name)
 
     return make

@@ -13,7 +13,7 @@ is known which of their factors are free: one of them stays free, the others are
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +64,7 @@ def static_size(axis: Axis) -> int | None:
     return total if isinstance(total, int) and all(isinstance(f.size, int) for f in axis) else None
 
 
-@dataclass
+@dataclass(eq=False)
 class _Product:
     """``merged`` counts the combinations of ``factors``, the last of them fastest."""
 
@@ -87,6 +87,11 @@ class Coupling:
         self._products: list[_Product] = []
         self.reasons: list[str] = [""]
         self._numbers: dict[str, int] = {}
+
+    @property
+    def size(self) -> int:
+        """The number of atoms."""
+        return self._used
 
     def new(self, size: int, *, liked: bool = False) -> Channels:
         """``size`` new atoms; ``liked``: what a product that has the choice leaves free."""
@@ -153,6 +158,12 @@ class Coupling:
         numbers = self._why[self.find(ids)]
         return self.reasons[int(numbers[np.flatnonzero(numbers)[0]])] if numbers.any() else ""
 
+    def mask(self, classes: Ids) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """For every number of a class, whether it is among ``classes``."""
+        found = np.zeros(self._used, bool)
+        found[classes] = True
+        return found
+
     # axes
 
     def unify(self, x: Axis, y: Axis, reason: str) -> None:
@@ -206,15 +217,22 @@ class Coupling:
         while pending:
             left = [p for p in pending if not self._settle_if_forced(p)]
             if len(left) == len(pending):
-                chosen = next((p for p in left if self.is_liked(tuple(self._free(p)))), left[0])
+                liked = [p for p in left if self.is_liked(tuple(self._free(p)))]
                 counts = Counter(int(self.find(f.ids)[0]) for p in left for f in self._free(p))
-                best = max(
-                    self._free(chosen), key=lambda f: (self.is_liked((f,)), -counts[int(self.find(f.ids)[0])], f.size)
-                )
-                self.like((best,))  # other products that have it must not freeze it
-                self._leave_free(chosen, best)
-                left.remove(chosen)
+                for product in liked or left[:1]:
+                    if not self._settle_if_forced(product):
+                        self._choose(product, counts)
+                    left.remove(product)
             pending = left
+        every = np.arange(self._used)
+        self._parent[every] = self.find(every)
+
+    def _choose(self, product: _Product, counts: Mapping[int, int]) -> None:
+        """Leave a factor free that is liked, or that few other products have, or the largest."""
+        free = self._free(product)
+        best = max(free, key=lambda f: (self.is_liked((f,)), -counts[int(self.find(f.ids)[0])], f.size))
+        self.like((best,))  # other products that have it must not freeze it
+        self._leave_free(product, best)
 
     def _free(self, product: _Product) -> list[Channels]:
         return [f for f in product.factors if isinstance(f, Channels) and not self.frozen(f.ids).all()]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ....ir import Graph, Node
-from .axes import Axis, Channels
+from .axes import Axis, Channels, Coupling
 from .coupling import Analysis, Slot, Weight, analyze, name_of
 
 __all__ = ["Group", "Kept", "Member", "find_groups", "kept_for", "single_ids"]
@@ -131,27 +131,29 @@ def single_ids(axis: Axis) -> Array:
 
 def _grouped(analysis: Analysis) -> tuple[list[Group], list[Kept]]:
     """Join layers that have a class in common; number the classes of each group."""
-    coupling = analysis.coupling
-    owner: dict[int, int] = {}  # from a class to the number of its set
-    sets: dict[int, dict[int, None]] = {}  # ordered sets of classes
+    coupling, links = analysis.coupling, Coupling()
+    links.new(coupling.size)
     kept = [Kept(node, reason) for node, reason in analysis.unseen]
-    for number, weight in enumerate(analysis.weights):
+    made: list[Array] = []  # the classes of each layer that has free ones
+    for weight in analysis.weights:
         axes = analysis.constants[weight.slot]
         ids = np.concatenate([np.empty(0, np.int64), *[single_ids(axes[i]) for i in weight.out]])
-        free = coupling.find(ids[~coupling.frozen(ids)]) if len(ids) else ids
-        if not len(free):
+        classes = coupling.find(ids[~coupling.frozen(ids)]) if len(ids) else ids
+        if len(classes):
+            links.equate(classes, np.full_like(classes, classes[0]))
+            made.append(classes)
+        else:
             kept.append(Kept(weight.node, coupling.why(ids) if len(ids) else "it has one output"))
-            continue
-        classes = dict.fromkeys(free.tolist())
-        others = sorted({owner[c] for c in classes if c in owner})
-        target = others[0] if others else number
-        joined = sets.setdefault(target, {})
-        for other in others[1:]:
-            joined.update(sets.pop(other))
-        joined.update(classes)
-        for c in joined:
-            owner[c] = target
-    return [Group(np.array(list(sets[number]), np.int64)) for number in sorted(sets)], kept
+    sets: dict[int, list[Array]] = {}
+    for classes in made:
+        sets.setdefault(int(links.find(classes[:1])[0]), []).append(classes)
+    return [Group(_in_order(np.concatenate(parts))) for parts in sets.values()], kept
+
+
+def _in_order(classes: Array) -> Array:
+    """Each of ``classes`` once, in the order of first appearance."""
+    _, first = np.unique(classes, return_index=True)
+    return classes[np.sort(first)]
 
 
 def _add_members(analysis: Analysis, groups: Sequence[Group]) -> None:

@@ -45,7 +45,8 @@ class Shrink:
 
     def __init__(self, analysis: Analysis, removed: Array):
         self.analysis = analysis
-        self._removed = np.unique(removed)
+        self._stay: dict[int, Array] = {}
+        self._gone = analysis.coupling.mask(removed)
 
     def kept(self, axis: Axis) -> Array:
         """For each index of the static ``axis``, whether it stays."""
@@ -57,7 +58,10 @@ class Shrink:
         return mask
 
     def _stays(self, factor: Channels) -> Array:
-        return ~np.isin(self.analysis.coupling.find(factor.ids), self._removed)
+        found = self._stay.get(id(factor))
+        if found is None:
+            found = self._stay[id(factor)] = ~self._gone[self.analysis.coupling.find(factor.ids)]
+        return found
 
     def changes(self, axis: Axis) -> bool:
         """Whether something of ``axis`` goes."""

@@ -1,5 +1,7 @@
 """Small graphs, data for them, and training of them, for the tests of training."""
 
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 import planish
 from planish.backends.base import backend
-from planish.ir import DType, Graph, constant, edit, op, sym, tensor_type
+from planish.ir import op, sym
 from planish.ir.clone import clone_graph
 from planish.passes import Context
 from planish.passes.base import PassResult
@@ -15,27 +17,8 @@ from planish.passes.train.engine import Problem, fit
 from planish.passes.train.options import Training
 from planish.passes.train.trainable import trainable_weights
 
-TYPES = {"float": DType.FLOAT, "ids": DType.INT64}
-
-
-def build(body, *shape, kind="float"):
-    """A graph of one input ``x`` and the output ``y`` that ``body`` computes."""
-    graph = Graph("g", opsets={"": 21})
-    result = body(graph.add_input(tensor_type(TYPES[kind], *shape), "x"))
-    edit.insert_floating([result], graph.ret)
-    graph.set_outputs([result])
-    graph.output_info[0].name = "y"
-    return graph
-
-
-def weights(seed=0):
-    """Makes random constants whose products keep the size of what they multiply."""
-    rng = np.random.default_rng(seed)
-
-    def make(*shape, fan=None, name=""):
-        return constant((rng.standard_normal(shape) / np.sqrt(fan or shape[0])).astype(np.float32), name=name)
-
-    return make
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from networks import build, weights
 
 
 def linear(inputs=3, outputs=2, seed=0):

@@ -56,6 +56,18 @@ def test_a_student_recovers_from_rows_without_labels(lab):
     assert result.table[-1]["loss"] < result.table[1]["loss"] / 10
 
 
+def test_numbers_that_look_like_scores_become_right_too(lab):
+    """A student that is off by a constant has the same softmax, and is wrong all the same if the output is no score."""
+    teacher = lab.linear(8, 4)
+    student = clone_graph(teacher)
+    bias = next(c for c in student.constants() if c.rank == 1)
+    edit.replace(bias, constant(bias.const.numpy() + np.float32(3), name=bias.name))
+    found, _ = distilled(lab, teacher, student, [{"x": lab.rows(256, 8)}], "steps=600,rate=0.03")
+    x = lab.rows(50, 8, seed=5)
+    assert np.abs(lab.run(student, x=x)["y"] - lab.run(teacher, x=x)["y"]).max() > 2.9
+    assert np.abs(lab.run(found, x=x)["y"] - lab.run(teacher, x=x)["y"]).max() < 0.3
+
+
 def test_made_up_rows_help_where_there_are_few(lab):
     teacher = lab.mlp(64, seed=3)
     student = noisy(teacher, 2.0)
@@ -188,7 +200,7 @@ def test_probabilities_are_compared_as_the_scores_behind_them(lab):
     teacher = lab.mlp(16, seed=3)
     scores = lab.rows(8, 4)
     soft = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
-    plain = Lesson(teacher, teacher)
+    plain = Lesson(teacher, teacher, "kl")
     w = lab.weights()
     probable = lab.build(lambda x: op.Softmax(op.Gemm(x, w(8, 4), w(4, fan=1))), sym("n"), 8)
     lesson = Lesson(probable, probable)

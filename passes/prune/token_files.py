@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -10,6 +9,7 @@ from typing import IO, Any
 import numpy as np
 
 from ..base import RequestError
+from ..files import replacing
 
 __all__ = ["read_tokens", "write_tokens"]
 
@@ -69,18 +69,8 @@ def write_tokens(path: str, ids: Array) -> None:
     Raises:
         RequestError: it cannot be written.
     """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}-{os.getpid()}")
-    try:
-        try:
-            with temporary.open("wb") as file:
-                _writer(path)(file, ids)
-            temporary.replace(target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise RequestError(f"{path}: {error.strerror or error}") from error
+    with replacing(path) as file:
+        _writer(path)(file, ids)
 
 
 def _writer(path: str) -> Callable[[IO[bytes], Array], None]:

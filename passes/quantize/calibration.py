@@ -16,6 +16,7 @@ from ...ir import DType, Graph, GraphOutput, TensorType, Value, edit, op
 from ...ir.clone import clone_graph
 from ...ir.text import Names, graph_text
 from ..base import RequestError, Runner
+from ..files import replacing
 from .histogram import Histogram
 from .summaries import ChannelStatistics, Shape
 
@@ -74,17 +75,8 @@ class Calibration:
         """
         data = {"format": _FORMAT, "fingerprint": self.fingerprint, "samples": self.samples}
         values = {name: [_to_dict(s, name) for s in kept] for name, kept in self.statistics.items()}
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}-{os.getpid()}")
-        try:
-            try:
-                temporary.write_text(json.dumps(data | {"values": values}, allow_nan=False), encoding="utf-8")
-                temporary.replace(path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
-        except OSError as error:
-            raise RequestError(f"{path}: {error.strerror or error}") from error
+        with replacing(path) as file:
+            file.write(json.dumps(data | {"values": values}, allow_nan=False).encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Calibration:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from ..base import RequestError
+from ..files import replacing
 
 __all__ = ["read_checkpoint", "write_checkpoint"]
 
@@ -35,19 +35,10 @@ def write_checkpoint(
     Raises:
         RequestError: it cannot be written.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
     meta = json.dumps({"format": _FORMAT, "identity": dict(identity), "facts": dict(facts), "arrays": len(arrays)})
-    try:
-        try:
-            with temporary.open("wb") as file:
-                np.savez(file, **{_META: np.array(meta)}, **{str(i): a for i, a in enumerate(arrays)})  # type: ignore[arg-type]
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise RequestError(f"checkpoint {path}: {error.strerror or error}") from error
+    named: dict[str, Any] = {_META: np.array(meta)} | {str(i): array for i, array in enumerate(arrays)}
+    with replacing(path, "checkpoint ") as file:
+        np.savez(file, **named)
 
 
 def read_checkpoint(

@@ -108,14 +108,23 @@ def _load_module(module: Any, args: Any = (), kwargs: Any = None, dynamic_shapes
 def save(graph: Graph, path: str | Path, **options: Any) -> None:
     """Write ``graph`` as an ONNX file, completely or not at all.
 
-    ``options`` are those of `planish.backends.onnx_file.save`.
+    ``options`` are those of `planish.backends.onnx_file.save`. The file states the oldest operator set that says the
+    same, unless they name one.
 
     Raises:
         PlanishError: it cannot be written.
     """
     from planish.backends.onnx_file import save as save_onnx
 
-    save_onnx(_standard(graph), path, **options)
+    graph = _standard(graph)
+    if "opset" not in options:
+        from planish.backends.legalize import CanonicalTarget, legalize
+        from planish.ir.clone import clone_graph
+
+        graph = clone_graph(graph)
+        oldest = legalize(graph, CanonicalTarget("onnx", lambda node: True))
+        options = {"opset": oldest.opset, "ir_version": oldest.ir_version, **options}
+    save_onnx(graph, path, **options)
 
 
 def save_for(graph: Graph, path: str | Path, engine: Backend | None, **options: Any) -> Written | None:
@@ -135,11 +144,10 @@ def save_for(graph: Graph, path: str | Path, engine: Backend | None, **options: 
     """
     if engine is not None and is_own_kind(path, engine):
         return engine.write(graph, path, **options)
-    from planish.backends.legalize import CanonicalTarget, legalize
-
-    lowered, stamp = (graph, None) if engine is None else engine.lower_and_stamp(graph)
-    found = stamp or legalize(lowered, CanonicalTarget("onnx", lambda node: True))
-    save(lowered, path, opset=found.opset, ir_version=found.ir_version, **options)
+    if engine is not None:
+        graph, stamp = engine.lower_and_stamp(graph)
+        options = {"opset": stamp.opset, "ir_version": stamp.ir_version, **options} if stamp is not None else options
+    save(graph, path, **options)
     return None
 
 

@@ -143,8 +143,6 @@ def _grouped(a: Analysis, node: Node, x: Axis, into: Axis | None, out: Axis, out
         own = out_weight
     else:
         inner, own = into, () if made.size == groups else (a.coupling.new(made.size // groups),)
-    if groups >= max(static_size(inner) or 1, static_size(own) or 1):
-        a.coupling.like((counter,))  # whole groups: as fast as fewer channels in each, which would cost more weights
     if read is None:
         a.freeze([(counter,), inner], f"{node.op} reads what is not made of channels")
     else:

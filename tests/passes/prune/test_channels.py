@@ -217,7 +217,7 @@ NETWORKS = {
     split_and_shuffled: {(16, 1)},
     sliced: {(16, 1)},
     flattened: {(16, 1)},
-    upsampled: {(16, 1), (4, 3)},
+    upsampled: {(16, 1), (3, 4), (2, 1)},
     resized_to_sizes: {(16, 1)},
     group_norm: {(4, 4)},
     batch_norm: {(16, 1)},

@@ -90,13 +90,16 @@ class Pass:
 
     Attributes:
         numerics: what the pass promises about the values that the graph computes.
-        needs_original: whether it looks at the graph as it was before the first pass (`Context.original`).
         keeps_latency: whether it changes nothing but numbers, so that its result is as fast as what it was given.
     """
 
     numerics: ClassVar[Numerics] = Exact()
-    needs_original: ClassVar[bool] = False
     keeps_latency: ClassVar[bool] = False
+
+    @property
+    def needs_original(self) -> bool:
+        """Whether it looks at the graph as it was before the first pass (`Context.original`)."""
+        return False
 
     @property
     def extra_arrays(self) -> tuple[str, ...]:

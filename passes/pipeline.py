@@ -81,7 +81,7 @@ class Pipeline(Pass):
         return ",".join(str(p) for p in self.passes)
 
     @property
-    def needs_original(self) -> bool:  # type: ignore[override]
+    def needs_original(self) -> bool:
         """Whether one of its passes does."""
         return any(p.needs_original for p in self.passes)
 
@@ -109,7 +109,7 @@ class Fixpoint(Pass):
     passes: tuple[Pass, ...] = ()
 
     @property
-    def needs_original(self) -> bool:  # type: ignore[override]
+    def needs_original(self) -> bool:
         """Whether one of its passes does."""
         return Pipeline(self.passes).needs_original
 

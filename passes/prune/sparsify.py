@@ -79,7 +79,10 @@ class Sparsify(Pass):
                 raise ValueError("a pattern says how many weights remain: no ratio, spread or rounds beside it")
         if self.rewind and self.method == "sparsegpt":
             raise ValueError("rewind takes back what sparsegpt does to the remaining weights: use magnitude or wanda")
-        object.__setattr__(self, "needs_original", self.rewind)
+
+    @property
+    def needs_original(self) -> bool:
+        return self.rewind
 
     def run(self, graph: Graph, ctx: Context) -> None:
         if self.method != "magnitude" and ctx.samples is None:

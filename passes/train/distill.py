@@ -46,7 +46,6 @@ class Distill(Training):
         ValueError: an option is out of range.
     """
 
-    needs_original = True
     keeps_latency = True
 
     loss: OutputLoss = "auto"
@@ -97,6 +96,10 @@ class Distill(Training):
             identity=fingerprint(teacher),
         )
         return problem, lesson
+
+    @property
+    def needs_original(self) -> bool:
+        return True
 
     @property
     def extra_arrays(self) -> tuple[str, ...]:

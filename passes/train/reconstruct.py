@@ -77,7 +77,7 @@ class Reconstruct(Training):
         ValueError: an option is out of range.
     """
 
-    needs_original = True
+    keeps_latency = True
 
     steps: int = 300
     rate: float = 0.02
@@ -89,6 +89,10 @@ class Reconstruct(Training):
         for name in ("layers", "rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it takes at least 1")
+
+    @property
+    def needs_original(self) -> bool:
+        return True
 
     def run(self, graph: Graph, ctx: Context) -> None:
         if ctx.samples is None:

@@ -73,7 +73,8 @@ class Gains:
         shape = self._shapes.get(x) if x is not None else None
         if shape is None or x is None or 0 in shape or not _is_alone(node):
             return None
-        masks = {i: self._masks(node, i, work) for i, v in enumerate(node.operands) if v is not None and v.const}
+        constants = [i for i, v in enumerate(node.operands) if v is not None and v.const is not None]
+        masks = {i: self._masks(node, i, work) for i in constants}
         after = self._shrunk(x, shape, work)
         sizes = tuple((i, tuple((len(m), int(m.sum())) for m in mask)) for i, mask in sorted(masks.items()))
         key = (node.op, tuple(sorted(node.attrs.items())), shape, after, sizes)

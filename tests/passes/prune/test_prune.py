@@ -148,8 +148,6 @@ def test_weights_that_are_no_numbers_are_refused():
 
 
 def test_large_weights_are_cut_when_they_are_needed():
-    graph = perceptron(8, 4096, 8)
-    graph.constants()  # what is in memory is cut at once, what is computed or in files is not
     lazy = build(lambda x: op.MatMul(op.Relu(op.MatMul(x, _lazy(64, 512))), _lazy(512, 8)), sym("n"), 64)
     result, _ = run(lazy, "prune{ratio=0.5,importance=random}")
     assert all(isinstance(c.const, LazyTensor) for c in result.constants())

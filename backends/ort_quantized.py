@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..ir import DType, Graph, LazyTensor, Node, Tensor, Value, constant, edit, op
+from ..ir import DType, Graph, LazyTensor, Node, Tensor, TensorType, Value, constant, edit, op
 from ..ir.builder import make_node
 from ..ir.quantization import FAKE_QUANTIZE, format_of, is_fake_quantize
 from ..passes.quantize.targets import target_for
@@ -27,7 +27,8 @@ __all__ = ["adapt_quantized"]
 _PRODUCT = "com.microsoft.MatMulIntegerToFloat"
 _DYNAMIC = "com.microsoft.DynamicQuantizeMatMul"
 _IN_BLOCKS = "com.microsoft.MatMulNBits"
-_BLOCKS = (16, 32, 64, 128, 256)  # block sizes of MatMulNBits
+_ROWS_IN_BLOCKS = "com.microsoft.GatherBlockQuantized"
+_BLOCKS = (16, 32, 64, 128, 256)  # block sizes of MatMulNBits and GatherBlockQuantized
 _PACKED_BITS = (2, 4, 8)
 _EIGHT = (DType.INT8, DType.UINT8)
 _NARROW = (DType.INT4, DType.UINT4, DType.INT2, DType.UINT2)
@@ -359,7 +360,12 @@ def _lookup(node: Node, known: dict[tuple[object, ...], Value]) -> None:
         return
     assert table.producer is not None
     codes = encoded_constant(table.producer, known)
-    if codes is None or codes.block_size or codes.codes.dtype not in _EIGHT:
+    if codes is None:
+        return
+    if codes.block_size:
+        _lookup_in_blocks(node, codes)
+        return
+    if codes.codes.dtype not in _EIGHT:
         return
     indices = node.given(1)
     rows = op.Gather(codes.codes, indices, axis=0)
@@ -371,7 +377,25 @@ def _lookup(node: Node, known: dict[tuple[object, ...], Value]) -> None:
         value = value if codes.dtype is DType.FLOAT else op.Cast(value, to=codes.dtype)
     else:
         return
+    _replace_lookup(node, value)
+
+
+def _replace_lookup(node: Node, value: Value) -> None:
     for new in edit.insert_floating([value], node):
         new.name = node.name and f"{node.name}/{new.op}"
     edit.replace(node.result, value)
     edit.erase_dead([node])
+
+
+def _lookup_in_blocks(node: Node, table: Codes) -> None:
+    """Rows of a table of four bits, with a scale for each block of a row."""
+    form = table.codes.dtype
+    if table.axis % 2 == 0 or form not in (DType.INT4, DType.UINT4) or not defines(_ROWS_IN_BLOCKS):
+        return
+    if table.block_size not in _BLOCKS or table.scale.dtype is not DType.FLOAT:
+        return
+    attrs = {"block_size": table.block_size, "gather_axis": 0, "quantize_axis": 1, "bits": form.bits}
+    new = make_node(_ROWS_IN_BLOCKS, (table.codes, node.given(1), table.scale, table.zero_point), attrs, 1)
+    new.results[0].type = TensorType(DType.FLOAT, node.result.shape)
+    value = new.result if node.result.dtype is DType.FLOAT else op.Cast(new.result, to=node.result.dtype)
+    _replace_lookup(node, value)

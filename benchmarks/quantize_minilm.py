@@ -275,13 +275,13 @@ def weights(raw: Path, data: Data) -> str:
     """Methods for weights of four bits. The tables of the embeddings are in floating point, except in the last row."""
     graph, expected = optimized(raw), of_file(raw, data)
 
-    def quantize(method: str, tables: str = "false") -> str:
+    def quantize(method: str, tables: int = 0) -> str:
         return f"quantize{{activations=float,bits=4,block=32,weights={method},symmetric=false,embeddings={tables}}}"
 
     rows = {method: quantize(method) for method in ("round", "mse", "hqq", "gptq", "adaround")}
     if "awq" in pass_names():
         rows["awq, mse"] = f"awq{{bits=4,block=32}},{quantize('mse')}"
-    rows["gptq, and tables in int8"] = quantize("gptq", "true")
+    rows["gptq, and tables in int8"] = quantize("gptq", 8)
     found = [["float", *Quality.of(of_graph(graph, data), expected).cells(), cell(megabytes(graph)), "-"]]
     for name, pipeline in rows.items():
         started = time.perf_counter()

@@ -267,7 +267,7 @@ def calibrate(folder: Path) -> dict[str, float]:
     Pipeline.parse("default").run(graph, Context(lambda: engine))
     optimized = resident()
     context = Context(lambda: engine, samples=samples)
-    Pipeline(Quantize(calibration="percentile", embeddings=True)).run(graph, context)
+    Pipeline(Quantize(calibration="percentile")).run(graph, context)
     if problems := [r.problem for r in context.results if r.problem]:
         raise RuntimeError("; ".join(problems))
     seconds = time.perf_counter() - started

@@ -38,7 +38,8 @@ class Quantize(Pass):
         calibration: how ranges of activations are chosen; ``auto`` compares minmax, mse and percentile by what they
             lose, all layers quantized.
         percentile: for calibration ``percentile``, the share of the elements inside, in percent.
-        embeddings: whether tables that rows are picked from are quantized, too (8 bits, a scale per row).
+        embeddings: bits of tables that rows are picked from: 8, a scale per row; 4, a scale per 32 neighbours in a
+            row; 0 leaves them as they are.
         correct_bias: whether biases make up for the shift of the mean outputs.
         only: patterns of the layers to quantize.
         skip: patterns of layers to leave alone.
@@ -62,7 +63,7 @@ class Quantize(Pass):
     symmetric: bool = True
     calibration: Calibration = "auto"
     percentile: float = 99.99
-    embeddings: bool = True
+    embeddings: int = 8
     correct_bias: bool = False
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
@@ -73,6 +74,8 @@ class Quantize(Pass):
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
             raise ValueError(f"bits is {self.bits}: weights have 2 to 8")
+        if self.embeddings not in (0, 4, 8):
+            raise ValueError(f"embeddings is {self.embeddings}: tables have 8 bits, or 4; 0 leaves them alone")
 
     def settings(self, target: Target) -> Settings:
         """The same for a target."""

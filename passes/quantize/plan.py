@@ -29,7 +29,7 @@ Array = np.ndarray[Any, Any]
 Choice = Literal["integers", "blocks", "weights", "float"]
 _GRAMS = 256 << 20  # bytes of matrices that are collected in one go
 _FakeQuantize = op.domain("planish").FakeQuantize
-_TABLE = parse_format("int8")
+_TABLE_BLOCK = 32  # neighbours in a row of a table that share a scale, where one for the row is too coarse
 _TINY = 1e-30
 
 
@@ -44,7 +44,7 @@ class Settings:
         calibration: the method that chooses ranges.
         percentile: for that method.
         correct_bias: whether biases make up for shifts of the mean.
-        tables: whether tables that rows are picked from are quantized.
+        tables: bits of tables that rows are picked from; 0: they are left alone.
         saved: the file that keeps the results of calibration, or "".
     """
 
@@ -54,7 +54,7 @@ class Settings:
     calibration: str = "mse"
     percentile: float = 99.99
     correct_bias: bool = False
-    tables: bool = False
+    tables: int = 0
     saved: str = ""
 
     @property
@@ -112,15 +112,18 @@ def learn(graph: Graph, layers: Sequence[Layer], settings: Settings, ctx: Contex
     knowledge.rounded = _rounded(graph, layers, settings, knowledge, ctx)
     predict(knowledge, settings)
     if settings.tables:
-        knowledge.tables = [_table_grid(node) for node in tables_of(graph, settings.target.tables)]
+        knowledge.tables = [_table_grid(node, settings.tables) for node in tables_of(graph, settings.target.tables)]
     return knowledge
 
 
-def _table_grid(node: Node) -> Grid:
+def _table_grid(node: Node, bits: int) -> Grid:
     table = node.given(0).const
     assert table is not None
     try:
-        return grid_for(table.numpy().astype(np.float32, copy=False), _TABLE)
+        rows = table.numpy().astype(np.float32, copy=False)
+        if bits == 8:
+            return grid_for(rows, parse_format("int8"))
+        return grid_for(rows, parse_format(f"int{bits}"), granularity=_TABLE_BLOCK, method="mse")
     except ValueError as error:
         raise RequestError(f"{node.name or node.op}: {error}") from error
 
@@ -285,7 +288,8 @@ def _quantize_tables(graph: Graph, knowledge: Knowledge, settings: Settings) -> 
     for node, grid in zip(tables_of(graph, settings.target.tables), knowledge.tables, strict=False):
         table = node.given(0)
         if table not in done or not edit.dominates(done[table], node):
-            done[table] = _FakeQuantize(table, constant(grid.scale), format=_TABLE.name, axis=0)
+            where = {"axis": 1, "block_size": grid.block_size} if grid.block_size else {"axis": 0}
+            done[table] = _FakeQuantize(table, constant(grid.scale), format=grid.format.name, **where)
             _insert([done[table]], node)
         edit.set_operand(node, 0, done[table])
 

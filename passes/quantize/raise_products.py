@@ -1,11 +1,12 @@
 """Matrix products and convolutions whose results are numbers: integers scaled afterwards, and packed weights.
 
 ``MatMulInteger`` and ``ConvInteger`` give sums in 32 bits; the scales of their operands are factors of what these are
-multiplied by. ``MatMulNBits`` holds its weights in bytes that pack several codes each.
+multiplied by. ``MatMulNBits`` holds its weights in bytes that pack several codes each, and ``GatherBlockQuantized`` may.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -234,5 +235,38 @@ def _zero_points(zeros: Value | None, shape: tuple[int, int], dtype: DType) -> A
     return array.astype(np.uint8).astype(dtype.numpy)
 
 
+_ROWS_EXAMPLE = """
+agraph (int64[N] i) => (float[N,40] y, float[N,40] z, float[N,32] v) <
+  uint8[3,20] four = {{f}}, float[3,2] s = {0.1, 0.2, 0.03, 0.5, 0.3, 0.01}, uint8[3,1] o = {18, 250, 103},
+  uint8[3,32] eight = {{e}}, float[3,2] q = {0.1, 0.2, 0.3, 0.4, 0.5, 0.6}
+> {
+  y = com.microsoft.GatherBlockQuantized <block_size = 32> (four, i, s)
+  z = com.microsoft.GatherBlockQuantized <block_size = 32> (four, i, s, o)
+  v = com.microsoft.GatherBlockQuantized <block_size = 16, bits = 8> (eight, i, q)
+}
+""".replace("{f}", _packed_numbers(60)).replace("{e}", _packed_numbers(96))
+
+
+@rule("com.microsoft.GatherBlockQuantized", numerics=ROUNDING, examples=[_ROWS_EXAMPLE])
+def lookup_in_blocks(node: Node) -> Value:
+    """Rows of a table of codes, with a scale per block of a row: rows of the numbers."""
+    table, scale, zeros, attrs = node.given(0), node.given(2), node.operand(3), node.attrs
+    axis, block_size = attrs.get("quantize_axis", 1), attrs.get("block_size", 128)
+    if table.dtype is DType.UINT8:
+        bits = attrs.get("bits", 4)
+        require(bits in (4, 8), f"codes of {bits} bits")
+        require(table.const is not None and scale.const is not None, "the table is no constant")
+        assert table.const is not None and scale.const is not None
+        dtype, shape, blocks = DType[f"UINT{bits}"], table.const.shape, scale.const.shape
+        require(axis in (-1, len(shape) - 1) and len(blocks) == len(shape), "blocks along another dimension than bytes")
+        whole = (*shape[:-1], shape[-1] * 8 // bits)
+        require(blocks == (*shape[:-1], -(-whole[-1] // block_size)), "as many scales as there are blocks")
+        zeros = constant(_zero_points(zeros, (math.prod(blocks[:-1]), blocks[-1]), dtype).reshape(blocks), dtype)
+        codes = LazyTensor(lambda a: unpack(a.reshape(-1), dtype, whole), (table.const,), dtype, whole, table.name)
+        table = Value(codes.type, table.name, const=codes)
+    rows = op.DequantizeLinear(table, scale, zeros, axis=axis, block_size=block_size)
+    return op.Gather(rows, node.given(1), axis=attrs.get("gather_axis", 0))
+
+
 _INT8_LEVEL = 4
-RULES = (scaled_integer_product, integer_matmul_to_float, matmul_in_blocks)
+RULES = (scaled_integer_product, integer_matmul_to_float, matmul_in_blocks, lookup_in_blocks)

@@ -81,7 +81,7 @@ def describe(choices: Sequence[Choice], knowledge: Knowledge, settings: Settings
     for kernel, count in Counter(row["kernel"].partition(" (")[0] for row in result.table).items():
         result.fired[f"layers in {kernel}" if kernel.startswith("int") else f"layers kept in {kernel}"] += count
     if knowledge.tables:
-        result.fired["tables in int8"] += len(knowledge.tables)
+        result.fired[f"tables in int{settings.tables}"] += len(knowledge.tables)
 
 
 def why_float(graph: Graph, target: Target) -> list[tuple[str, str]]:

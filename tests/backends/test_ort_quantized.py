@@ -442,6 +442,38 @@ def test_rows_are_picked_as_integers(
         np.testing.assert_array_equal(found.run({"x": INDICES})[0], values)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize(("form", "zero"), [("int4", None), ("uint4", None), ("uint4", 7), ("int3", None)])
+@pytest.mark.parametrize("block_size", [16, 32])
+def test_rows_are_picked_in_blocks(form: str, zero: int | None, block_size: int, dtype: Any, tmp_path: Path) -> None:
+    f, blocks = parse_format(form), -(-40 // block_size)
+    scale = np.random.default_rng(0).uniform(0.2, 0.4, (10, blocks)).astype(np.float32)
+    zeros = None if zero is None else constant(np.full((10, blocks), zero, f.storage.numpy), f.storage)
+    rows = FakeQuantize(
+        constant(numbers(10, 40).astype(dtype)), constant(scale), zeros, format=form, axis=1, block_size=block_size
+    )
+    graph = model(lambda i: op.Gather(rows, i), INDICES.shape, DType.INT64)
+    assert lowered(graph) == {"com.microsoft.GatherBlockQuantized": 1} | ({"Cast": 1} if dtype is np.float16 else {})
+    check(graph, 0, INDICES)
+    save_for(graph, tmp_path / "fast.onnx", ORT)
+    (values,) = REFERENCE.compile(graph).run({"x": INDICES})
+    np.testing.assert_array_equal(ORT.load(tmp_path / "fast.onnx").run({"x": INDICES})[0], values)
+    again = planish.optimize(planish.load(tmp_path / "fast.onnx"), verify="off").graph
+    np.testing.assert_array_equal(REFERENCE.compile(again).run({"x": INDICES})[0], values)
+    assert [n.op for n in again.nodes if "Quant" in n.op] == ["planish.FakeQuantize"]
+
+
+@pytest.mark.parametrize(("form", "axis", "block_size"), [("int4", 0, 16), ("int4", 1, 4), ("int8", 1, 16)])
+def test_other_blocks_become_numbers_first(form: str, axis: int, block_size: int) -> None:
+    shape = [10, 40]
+    shape[axis] = -(-shape[axis] // block_size)
+    scale = constant(np.full(shape, 0.4, np.float32))
+    rows = FakeQuantize(constant(numbers(10, 40)), scale, format=form, axis=axis, block_size=block_size)
+    graph = model(lambda i: op.Gather(rows, i, axis=0), INDICES.shape, DType.INT64)
+    assert lowered(graph) == {"DequantizeLinear": 1, "Gather": 1}
+    check(graph, 0, INDICES)
+
+
 def test_a_table_in_blocks_is_dequantized() -> None:
     scale = np.full((10, 2), 0.02, np.float32)
     rows = FakeQuantize(constant(TABLE), constant(scale), format="int8", axis=1, block_size=4)

@@ -9,6 +9,7 @@ from planish.backends.base import backend
 from planish.ir import op, sym
 from planish.ir.clone import clone_graph
 from planish.ir.quantization import FAKE_QUANTIZE
+from planish.passes import Pipeline, PipelineError
 
 METHODS = ("round", "mse", "hqq", "gptq", "adaround")
 
@@ -112,11 +113,29 @@ def test_tables_are_quantized_row_by_row(lab):
     rows = np.abs(table.given(0).const.numpy()).max(axis=1)
     np.testing.assert_allclose(table.given(1).const.numpy(), rows / 127, rtol=1e-6)
     assert record.fired["tables in int8"] == 1
-    left, record = lab.quantized(graph, "activations=dynamic,embeddings=false")
+    left, record = lab.quantized(graph, "activations=dynamic,embeddings=0")
     assert "tables in int8" not in record.fired
     assert next(n for n in left.nodes if n.op == "Gather").given(0).is_constant
+    assert not [name for name in record.fired if name.startswith("tables")]
     small, _ = lab.quantized(lab.embedding(rows=255), "activations=dynamic")  # not worth it
     assert next(n for n in small.nodes if n.op == "Gather").given(0).is_constant
+
+
+def test_tables_of_four_bits_have_a_scale_per_block_of_a_row(lab):
+    graph = lab.embedding()
+    result, record = lab.quantized(graph, "activations=dynamic,embeddings=4")
+    (gather,) = [n for n in result.nodes if n.op == "Gather"]
+    table = gather.given(0).producer
+    assert (table.attrs["format"], table.attrs["axis"], table.attrs["block_size"]) == ("int4", 1, 32)
+    numbers, scale = table.given(0).const.numpy(), table.given(1).const.numpy()
+    assert scale.shape == (len(numbers), 2)
+    codes = numbers.reshape(len(numbers), 2, 32) / scale[..., None]
+    assert 6 < np.abs(codes).max() < 10  # the least squared error, so that the largest may be cut off
+    error = np.clip(np.rint(codes), -8, 7) - codes
+    assert np.linalg.norm(error) < 0.12 * np.linalg.norm(codes)
+    assert record.fired["tables in int4"] == 1
+    with pytest.raises(PipelineError, match="embeddings is 5: tables have 8 bits, or 4; 0 leaves them alone"):
+        Pipeline.parse("quantize{embeddings=5}")
 
 
 @pytest.mark.parametrize("kind", ["Add", "Gemm", "half of a bias", "Conv"])

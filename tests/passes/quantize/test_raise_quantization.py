@@ -376,6 +376,35 @@ def test_packed_weights(bits: int, zeros: str, rows: int, block_size: int) -> No
     np.testing.assert_allclose(run(graph, inputs)[0], expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("stored", ["4 bits in bytes", "8 bits in bytes", "int4", "uint4"])
+@pytest.mark.parametrize(("width", "block_size"), [(48, 16), (40, 32), (20, 64)])
+def test_packed_tables(stored: str, zeros: bool, width: int, block_size: int) -> None:
+    rng, blocks = np.random.default_rng(width), -(-width // block_size)
+    bits = 8 if stored.startswith("8") else 4
+
+    def codes(columns: int) -> Value:
+        if stored in ("int4", "uint4"):
+            form = parse_format(stored)
+            return constant(rng.integers(form.low, form.high + 1, (7, columns)).astype(form.storage.numpy))
+        return constant(rng.integers(0, 256, (7, -(-columns * bits // 8))).astype(np.uint8))
+
+    graph = Graph("packed", opsets={"": 21, "com.microsoft": 1})
+    indices = graph.add_input(TensorType(DType.INT64, (2, 3)), "i")
+    scale = constant(rng.uniform(0.01, 0.1, (7, blocks)).astype(np.float32))
+    node = Node(
+        "com.microsoft.GatherBlockQuantized",
+        [codes(width), indices, scale, *([codes(blocks)] if zeros else [])],
+        {"gather_axis": 0, "quantize_axis": 1, "block_size": block_size, "bits": bits},
+        [TensorType(DType.FLOAT, (2, 3, width))],
+    )
+    returning(graph, node.result)
+    inputs = {"i": np.array([[0, 6, -1], [3, 3, -7]])}
+    (expected,) = run(graph, inputs, "onnxruntime")
+    assert operators(raised(graph)) == [FAKE_QUANTIZE, "Gather"]
+    np.testing.assert_array_equal(run(graph, inputs)[0], expected)
+
+
 # data movement
 
 MOVES = {
@@ -533,6 +562,21 @@ STAYS = {
         "matmul-in-blocks",
         """g (float[N,16] x) => (float[N,2] y) <uint8[4] w = {1, 2, 3, 1}, float[2] s = {1.0, 2.0}> {
              y = com.microsoft.MatMulNBits <K = 16, N = 2, bits = 3, block_size = 16> (x, w, s) }""",
+    ),
+    "codes of 2 bits": (
+        "lookup-in-blocks",
+        """g (int64[N] i) => (float[N,16] y) <uint8[1,4] t = {1, 2, 3, 1}, float[1,1] s = {1.0}> {
+             y = com.microsoft.GatherBlockQuantized <bits = 2, block_size = 16> (t, i, s) }""",
+    ),
+    "the table is no constant": (
+        "lookup-in-blocks",
+        """g (int64[N] i, uint8[2,8] t) => (float[N,16] y) <float[2,1] s = {1.0, 2.0}> {
+             y = com.microsoft.GatherBlockQuantized <block_size = 16> (t, i, s) }""",
+    ),
+    "as many scales as there are blocks": (
+        "lookup-in-blocks",
+        """g (int64[N] i) => (float[N,8] y) <uint8[1,4] t = {1, 2, 3, 1}, float[1,2] s = {1.0, 2.0}> {
+             y = com.microsoft.GatherBlockQuantized <block_size = 16> (t, i, s) }""",
     ),
 }
 

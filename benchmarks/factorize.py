@@ -36,7 +36,7 @@ from planish.passes import Context, Pipeline
 from planish.passes.factorize.factorizing import Plan, rewrite
 from planish.passes.factorize.judge import Judge
 from planish.passes.factorize.low_rank import LowRank
-from planish.passes.quantize.layers import layers_of
+from planish.passes.layers import layers_of
 from planish.passes.registry import pass_names
 
 Samples = Callable[[], Iterable[dict[str, Any]]]

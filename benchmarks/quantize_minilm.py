@@ -45,9 +45,9 @@ from planish.ir import Graph, Value, constant, edit, op
 from planish.ir.clone import clone_graph
 from planish.models import save_for
 from planish.passes import Context, Pipeline
+from planish.passes.layers import layers_of
 from planish.passes.quantize import Quantize
 from planish.passes.quantize.budget import Trial, disagreement
-from planish.passes.quantize.layers import layers_of
 from planish.passes.quantize.plan import Choice, learn
 from planish.passes.quantize.targets import target_for
 from planish.passes.registry import pass_names

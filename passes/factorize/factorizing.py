@@ -11,9 +11,9 @@ from typing import Any, ClassVar, Literal
 from ...ir import Graph, Node, Value, constant, edit
 from ...ir.clone import clone_graph
 from ..base import Context, Pass, RequestError
+from ..layers import Layer, layers_of, select
 from ..numerics import Lossy
 from ..quantize import Quantize
-from ..quantize.layers import Layer, layers_of, select
 from .algebra import Moments
 from .judge import Judge
 from .ladders import Form, Goal, Ladder, last_rung
@@ -42,7 +42,7 @@ class Factorization(Pass):
             at most this large.
         speedup: each layer is at least so many times as fast, and as precise as that allows.
         precision: how layers are measured: ``int8``, between quantized values; ``auto``: so if ``quantize`` follows.
-        only: patterns of the layers to factorize (see `planish.passes.quantize.layers.select`).
+        only: patterns of the layers to factorize (see `planish.passes.layers.select`).
         skip: patterns of layers to leave alone.
 
     Raises:

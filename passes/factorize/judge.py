@@ -16,8 +16,8 @@ from ...ir.clone import clone_graph
 from ...ir.flops import flops_of
 from ...ir.quantization import parse_format
 from ..base import Context
+from ..layers import Layer
 from ..quantize import Quantize
-from ..quantize.layers import Layer
 from ..quantize.targets import Target, target_for
 from .ladders import Form, Ladder
 from .sites import Site

@@ -11,9 +11,9 @@ import numpy as np
 
 from ...ir import Graph, Node, Value
 from ..base import Context
-from ..quantize.calibration import collect, in_groups
-from ..quantize.layers import Layer
-from ..quantize.summaries import ConvGram, GramMatrix, Shape
+from ..calibration import collect, in_groups
+from ..calibration.summaries import ConvGram, GramMatrix, Shape
+from ..layers import Layer
 from .algebra import Array, Moments
 
 __all__ = ["Site", "find_sites", "first_layers", "input_shapes", "with_moments"]

@@ -159,7 +159,7 @@ def influences(graph: Graph, blocks: Sequence[Block], ctx: Context) -> list[floa
     Raises:
         RequestError: there are no samples.
     """
-    from ..quantize.calibration import collect
+    from ..calibration import collect
 
     mapping: dict[Value, Value] = {}
     probe = clone_graph(graph, mapping)

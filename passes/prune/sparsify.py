@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 from ...ir import Graph, Value
 from ..base import Context, Pass, RequestError
+from ..calibration import in_groups
+from ..layers import Layer, layers_of, select
 from ..numerics import Lossy
-from ..quantize.calibration import in_groups
-from ..quantize.layers import Layer, layers_of, select
 from .sparsity.masks import Pattern
 from .sparsity.report import describe
 from .sparsity.sites import Inputs, Site, collect_inputs, gram_bytes, sites_of
@@ -47,7 +47,7 @@ class Sparsify(Pass):
             pass again, as in the search for lottery tickets (Frankle & Carbin 2019, arXiv 1803.03635).
         correct_bias: whether biases, where there are some, make up for the mean of what is lost; None: with the methods
             that look at inputs.
-        only: patterns of the layers to prune (see `planish.passes.quantize.layers.select`).
+        only: patterns of the layers to prune (see `planish.passes.layers.select`).
         skip: patterns of layers to leave alone.
 
     Raises:

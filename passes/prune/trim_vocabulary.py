@@ -246,7 +246,7 @@ def _nbytes(graph: Graph) -> int:
 
 def _count(graph: Graph, site: _Site, ctx: Context) -> Array:
     """How often each row is picked for all samples."""
-    from ..quantize.calibration import collect
+    from ..calibration import collect
 
     mapping: dict[Value, Value] = {}
     probe = clone_graph(graph, mapping)

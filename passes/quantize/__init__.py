@@ -13,7 +13,7 @@ from .targets import Target, target_for
 from .weights import WeightMethod
 
 if TYPE_CHECKING:
-    from .layers import Layer
+    from ..layers import Layer
     from .plan import Choice, Settings
     from .weights.grids import Granularity
 
@@ -139,7 +139,7 @@ class Quantize(Pass):
         Raises:
             RequestError: there are none, or a pattern matches nothing.
         """
-        from .layers import layers_of, select
+        from ..layers import layers_of, select
 
         kinds = {"static": target.layers, "dynamic": target.dynamic, "float": target.layers}[self.activations]
         found = [layer for layer in layers_of(graph) if layer.node.op in kinds]

@@ -10,11 +10,11 @@ import numpy as np
 from ...ir import Graph
 from ...ir.quantization import parse_format
 from ..base import Context, Pass, RequestError
+from ..calibration import collect, in_groups
+from ..calibration.summaries import ChannelStatistics, GramMatrix
+from ..layers import layers_of, select
 from ..numerics import Within
-from .calibration import collect, in_groups
-from .layers import layers_of, select
 from .scaling import fold_for, rescale, sites_of
-from .summaries import ChannelStatistics, GramMatrix
 from .weights.awq import awq_scales
 from .weights.grids import grid_for
 
@@ -34,7 +34,7 @@ class Awq(Pass):
         bits: of the weights, as they will be quantized.
         block: how many neighbouring inputs will share a scale; 0: each output channel has one.
         symmetric: whether weights will have no zero point.
-        only: patterns of the layers to scale (see `planish.passes.quantize.layers.select`).
+        only: patterns of the layers to scale (see `planish.passes.layers.select`).
         skip: patterns of layers to leave alone.
 
     Raises:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ...ir import Graph, Node, Value
-from .layers import Layer
+from ..layers import Layer
 from .targets import Target
 
 __all__ = ["KEEPS_RANGE", "Placement", "place"]

@@ -13,13 +13,13 @@ import numpy as np
 from ...ir import Graph, Node, Value, constant, edit, op
 from ...ir.quantization import Format, parse_format
 from ..base import Context, RequestError
-from .calibration import Calibration, collect, in_groups
-from .histogram import Histogram
-from .layers import Layer, correct_bias, tables_of
+from ..calibration import Calibration, collect, in_groups
+from ..calibration.histogram import Histogram
+from ..calibration.summaries import ChannelStatistics, ConvGram, GramMatrix, Shape
+from ..layers import Layer, correct_bias, tables_of
 from .placement import Placement, place
 from .ranges import expected_error, parameters, range_of
 from .rounding import NEEDS_GRAM, Rounded, Rounding, fake_quantized, round_weight
-from .summaries import ChannelStatistics, ConvGram, GramMatrix, Shape
 from .targets import Target
 from .weights.grids import Grid, grid_for
 

@@ -1,7 +1,7 @@
 """Matrix products and convolutions whose results are numbers: integers scaled afterwards, and packed weights.
 
 ``MatMulInteger`` and ``ConvInteger`` give sums in 32 bits; the scales of their operands are factors of what these are
-multiplied by. ``MatMulNBits`` holds its weights in bytes that pack several codes each, and ``GatherBlockQuantized`` may.
+multiplied by. The weights of ``MatMulNBits`` and ``GatherBlockQuantized`` may be bytes that pack several codes each.
 """
 
 from __future__ import annotations

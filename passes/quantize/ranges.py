@@ -21,7 +21,7 @@ import numpy as np
 
 from ...ir.quantization import Format
 from ..base import RequestError
-from .histogram import Bins, Histogram
+from ..calibration.histogram import Bins, Histogram
 
 __all__ = ["METHODS", "expected_error", "parameters", "range_of"]
 

@@ -12,8 +12,8 @@ from ...ir import LazyTensor, Tensor, Value, constant, op
 from ...ir.quantization import Format
 from ...ir.tensor import ArrayTensor
 from ..base import RequestError
-from .layers import Layer
-from .summaries import ChannelStatistics, GramMatrix
+from ..calibration.summaries import ChannelStatistics, GramMatrix
+from ..layers import Layer
 from .weights import WeightMethod
 from .weights.adaround import adaround
 from .weights.gptq import gptq

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ...ir import Graph, Node, Value, constant, edit, op
-from .layers import Layer
+from ..layers import Layer
 
 __all__ = ["Fold", "fold_for", "rescale", "sites_of"]
 

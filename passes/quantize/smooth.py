@@ -23,11 +23,11 @@ import numpy as np
 from ...ir import Graph
 from ...ir.quantization import parse_format
 from ..base import Context, Pass, RequestError
+from ..calibration import collect
+from ..calibration.summaries import ChannelStatistics
+from ..layers import layers_of, select
 from ..numerics import Within
-from .calibration import collect
-from .layers import layers_of, select
 from .scaling import fold_for, rescale, sites_of
-from .summaries import ChannelStatistics
 from .weights.grids import grid_for
 
 __all__ = ["Smooth"]
@@ -50,7 +50,7 @@ class Smooth(Pass):
 
     Attributes:
         alpha: the exponent of the paper, for all sites alike; None chooses the best for each site.
-        only: patterns of the layers to smooth (see `planish.passes.quantize.layers.select`).
+        only: patterns of the layers to smooth (see `planish.passes.layers.select`).
         skip: patterns of layers to leave alone.
 
     Raises:

@@ -17,8 +17,8 @@ import numpy as np
 from ...ir import DType, Graph, TensorType, Value, constant, edit, op
 from ...ir.builder import make_node
 from ..base import Context
+from ..layers import Layer
 from .budget import Trial
-from .layers import Layer
 from .plan import Choice, Knowledge, Settings
 from .rounding import fake_quantized
 

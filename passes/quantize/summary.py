@@ -10,8 +10,8 @@ from typing import Any
 from ...ir import Graph, Node
 from ...ir.quantization import FAKE_QUANTIZE, Format, format_of, is_fake_quantize
 from ..base import PassResult
+from ..layers import Layer
 from ..observers.explain import describe as describe_node
-from .layers import Layer
 from .plan import Choice, Knowledge, Settings
 from .targets import Target
 

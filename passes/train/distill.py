@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from ...ir import Graph
 from ...ir.clone import clone_graph
 from ..base import Context, Pass, RequestError
+from ..calibration import fingerprint
 from ..pipeline import Pipeline
-from ..quantize.calibration import fingerprint
 from .engine import Problem, fit
 from .lesson import Lesson, OutputLoss
 from .mixing import Mixer

@@ -19,7 +19,7 @@ import numpy as np
 
 from ...ir import ArrayTensor, Graph, Tensor, Value, edit
 from ..base import Context, RequestError
-from ..quantize.calibration import fingerprint
+from ..calibration import fingerprint
 from .batches import Batch, Read, Stream
 from .checkpoint import read_checkpoint, write_checkpoint
 from .forward import Forward

@@ -28,7 +28,7 @@ import numpy as np
 from ...ir import DType, Graph, Node, Tensor, Value
 from ...ir.quantization import FAKE_QUANTIZE
 from ..base import RequestError
-from ..quantize.layers import select
+from ..layers import select
 from ..quantize.overflow import propagate
 from .ties import root, shared_roots
 

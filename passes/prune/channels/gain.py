@@ -12,8 +12,8 @@ import numpy as np
 from ....ir import Graph, Node, TensorType, Value, edit
 from ....ir.builder import make_node
 from ...base import Context
-from ...quantize.calibration import collect
-from ...quantize.summaries import Shape
+from ...calibration import collect
+from ...calibration.summaries import Shape
 from .axes import Channels
 from .coupling import Analysis
 from .groups import Group

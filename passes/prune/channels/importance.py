@@ -10,8 +10,8 @@ import numpy as np
 
 from ....ir import Graph, Value
 from ...base import Context, RequestError
-from ...quantize.calibration import collect
-from ...quantize.summaries import ChannelStatistics
+from ...calibration import collect
+from ...calibration.summaries import ChannelStatistics
 from .coupling import Analysis
 from .groups import Group, Member, single_ids
 

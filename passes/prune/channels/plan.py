@@ -12,8 +12,8 @@ import numpy as np
 
 from ....ir import Graph
 from ...base import Context, Pass, RequestError
+from ...layers import select
 from ...numerics import Lossy
-from ...quantize.layers import select
 from .axes import Channels
 from .coupling import Analysis
 from .gain import GAIN, Gains

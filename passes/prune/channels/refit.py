@@ -19,9 +19,9 @@ import numpy as np
 
 from ....ir import Value, constant, edit
 from ...base import Context
-from ...quantize.calibration import collect, in_groups
-from ...quantize.layers import Layer, layers_of
-from ...quantize.summaries import ConvGram, GramMatrix
+from ...calibration import collect, in_groups
+from ...calibration.summaries import ConvGram, GramMatrix
+from ...layers import Layer, layers_of
 from .axes import Axes
 from .coupling import Analysis
 from .shrink import Shrink

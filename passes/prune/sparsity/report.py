@@ -8,7 +8,7 @@ from typing import Any
 
 from ....ir import Graph
 from ...base import Context
-from ...quantize.layers import Layer, layers_of
+from ...layers import Layer, layers_of
 from .weights import Method, Pruned
 
 __all__ = ["describe", "rows", "sparse_bytes"]

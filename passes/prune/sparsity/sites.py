@@ -10,9 +10,9 @@ import numpy as np
 
 from ....ir import Graph, Tensor, Value
 from ...base import Context
-from ...quantize.calibration import collect
-from ...quantize.layers import Layer
-from ...quantize.summaries import ConvGram, GramMatrix
+from ...calibration import collect
+from ...calibration.summaries import ConvGram, GramMatrix
+from ...layers import Layer
 from .masks import Pattern
 
 __all__ = ["FEW", "Inputs", "Site", "collect_inputs", "gram_bytes", "sites_of"]
@@ -168,7 +168,7 @@ def collect_inputs(graph: Graph, sites: Iterable[Site], ctx: Context) -> dict[Si
     Left out are weights that a ConvTranspose or a nested graph uses, and those that no sample comes to.
 
     Raises:
-        RequestError: see `planish.passes.quantize.calibration.collect`.
+        RequestError: see `planish.passes.calibration.collect`.
     """
     found: dict[tuple[Value, str], GramMatrix] = {}  # by the value, and how windows are cut from it
     keys: dict[Site, list[tuple[Value, str]]] = {}

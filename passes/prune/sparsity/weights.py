@@ -12,7 +12,7 @@ import numpy as np
 from ....ir import ArrayTensor, Graph, LazyTensor, Tensor, Value, edit
 from ....ir.text import graph_text
 from ...base import RequestError
-from ...quantize.layers import bias_of, correct_bias, layers_of
+from ...layers import bias_of, correct_bias, layers_of
 from ...quantize.weights.grids import row_errors
 from .masks import Pattern, counts_of_lowest, lamp_scores, lowest, lowest_in_rows, outside_pattern, shares
 from .sites import Inputs, Site

@@ -15,9 +15,9 @@ from planish.ir.quantization import FAKE_QUANTIZE
 from planish.ir.verify import verify
 from planish.passes import Context
 from planish.passes.base import RequestError
+from planish.passes.layers import layers_of
 from planish.passes.quantize import Quantize
 from planish.passes.quantize.budget import Trial, disagreement, within_budget
-from planish.passes.quantize.layers import layers_of
 from planish.passes.quantize.plan import learn
 from planish.passes.quantize.targets import target_for
 

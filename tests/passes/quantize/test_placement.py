@@ -9,7 +9,7 @@ import pytest
 
 from planish.ir import Graph, Node
 from planish.ir.text import parse
-from planish.passes.quantize.layers import layers_of, select
+from planish.passes.layers import layers_of, select
 from planish.passes.quantize.placement import Placement, place
 from planish.passes.quantize.targets import target_for
 

@@ -15,9 +15,9 @@ from planish.ir.quantization import dynamic_parameters, fake_quantize, parse_for
 from planish.ir.text import parse
 from planish.ir.verify import verify
 from planish.passes import Context, PassError, Pipeline
-from planish.passes.quantize.layers import layers_of
+from planish.passes.calibration.summaries import ChannelStatistics
+from planish.passes.layers import layers_of
 from planish.passes.quantize.smooth import Smooth
-from planish.passes.quantize.summaries import ChannelStatistics
 
 Array = np.ndarray[Any, Any]
 FakeQuantize = op.domain("planish").FakeQuantize

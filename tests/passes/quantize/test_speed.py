@@ -10,9 +10,9 @@ from planish.ir import op, sym
 from planish.ir.quantization import FAKE_QUANTIZE
 from planish.ir.verify import verify
 from planish.passes import Context
+from planish.passes.layers import layers_of
 from planish.passes.quantize import Quantize
 from planish.passes.quantize.budget import Trial
-from planish.passes.quantize.layers import layers_of
 from planish.passes.quantize.plan import learn
 from planish.passes.quantize.speed import slower_layers
 from planish.passes.quantize.targets import target_for

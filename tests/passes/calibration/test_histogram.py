@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 from planish.ir import DType
 from planish.ir.quantization import dequantize, fake_quantize, parse_format, quantize
 from planish.passes import PassError
-from planish.passes.quantize.histogram import BINS, Histogram
+from planish.passes.calibration.histogram import BINS, Histogram
 from planish.passes.quantize.ranges import METHODS, expected_error, parameters, range_of
 
 INT8, UINT8, INT4, UINT4 = (parse_format(n) for n in ("int8", "uint8", "int4", "uint4"))

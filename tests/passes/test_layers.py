@@ -14,7 +14,7 @@ from planish.backends import backend
 from planish.ir import DType, Graph, TensorType, constant, edit, op
 from planish.ir.text import parse
 from planish.passes import PassError
-from planish.passes.quantize.layers import Layer, layers_of, select, tables_of
+from planish.passes.layers import Layer, layers_of, select, tables_of
 
 
 def numbers(*shape: int) -> np.ndarray:

@@ -9,9 +9,9 @@ import pytest
 from planish.backends.base import backend
 from planish.ir import DType, Graph, SequenceType, constant, edit, op, sym, tensor, tensor_type
 from planish.passes import PassError
-from planish.passes.quantize.calibration import Calibration, collect
-from planish.passes.quantize.histogram import Histogram
-from planish.passes.quantize.summaries import ChannelStatistics, ConvGram, GramMatrix
+from planish.passes.calibration import Calibration, collect
+from planish.passes.calibration.histogram import Histogram
+from planish.passes.calibration.summaries import ChannelStatistics, ConvGram, GramMatrix
 
 WEIGHT = np.random.default_rng(7).normal(size=(8, 5)).astype(np.float32)
 
@@ -276,7 +276,7 @@ def test_a_missing_file(tmp_path):
 
 @pytest.mark.parametrize("axis", [0, 1, -1, 2])
 def test_channels_of_any_axis_in_pieces(axis, monkeypatch):
-    monkeypatch.setattr("planish.passes.quantize.summaries._CHUNK", 50)
+    monkeypatch.setattr("planish.passes.calibration.summaries._CHUNK", 50)
     x = np.random.default_rng(0).normal(size=(5, 6, 7)).astype(np.float16)
     x[1, 2, 3] = np.inf
     whole, parts = ChannelStatistics(axis), [ChannelStatistics(axis), ChannelStatistics(axis)]
@@ -305,7 +305,7 @@ def test_merged_statistics_stay_apart():
 
 
 def test_gram_matrices_in_pieces(monkeypatch):
-    monkeypatch.setattr("planish.passes.quantize.summaries._PIECE", 50)
+    monkeypatch.setattr("planish.passes.calibration.summaries._PIECE", 50)
     x = np.random.default_rng(0).normal(size=(3, 7, 6))
     a, b = GramMatrix(), GramMatrix()
     a.update(x[:1])
@@ -332,7 +332,7 @@ def test_gram_matrices_in_pieces(monkeypatch):
 )
 def test_the_windows_of_a_convolution(shape, kernel, attrs, monkeypatch):
     """The energy of the convolution's results is what the product says, for any weight: so the product is right."""
-    monkeypatch.setattr("planish.passes.quantize.summaries._PIECE", 500)
+    monkeypatch.setattr("planish.passes.calibration.summaries._PIECE", 500)
     rng = np.random.default_rng(0)
     x, group = rng.normal(size=shape), attrs.get("group", 1)
     weight = rng.normal(size=(8, shape[1] // group, *kernel))

@@ -1,4 +1,4 @@
-"""Layers: the operators with weights that quantization is about, seen alike: a matrix of one row per output channel."""
+"""Layers: operators with constant weights, seen alike: a matrix of one row per output channel, and a bias."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from ...ir import DType, Graph, Node, Value, constant, edit
-from ...ir.quantization import is_fake_quantize
-from ..base import RequestError
+from ..ir import DType, Graph, Node, Value, constant, edit
+from ..ir.quantization import is_fake_quantize
+from .base import RequestError
 
 __all__ = ["Layer", "Named", "bias_of", "correct_bias", "layers_of", "select", "tables_of"]
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from ...ir import Node, Value, constant, op
 from ...ir.dims import Dim
 from ...ir.infer import content_of
-from ...ir.types import DType, same_shape
+from ...ir.types import DType, Shape, same_shape
 from ..rules import require, rule
 from .fold_constants import integers
-from .reshapes import known_shape
+from .reshapes import RESHAPING, known_shape, reshape_to
 
 _END = 1 << 31  # an end at or beyond this is "to the end"
+_DEPTH = 16  # operators that indices are followed through
+_MOST = 1 << 20  # indices that are looked at
 
 
 def slice_parts(node: Node) -> list[tuple[int, Dim, Dim, int]] | None:
@@ -205,6 +209,102 @@ def gather_all(node: Node) -> Value | None:
         return None
     dim = x.shape[node.attrs.get("axis", 0)]
     return x if isinstance(dim, int) and indices == tuple(range(dim)) else None
+
+
+_AS_STRIDED = """
+agraph (float[batch,6] x, int64[batch] rows) => (float[batch,2,3] y) <
+  int64 zero = {0}, int64 one = {1}, int64[1] flat = {-1}, int64 all = {6}, int64[2] trailing = {1, 2},
+  int64[1,2,3] within = {0, 1, 2, 3, 4, 5}
+> {
+  n1 = Shape (rows)
+  n = Squeeze (n1)
+  count = Range (zero, n, one)
+  starts = Mul (count, all)
+  row = Unsqueeze (starts, trailing)
+  indices = Add (row, within)
+  elements = Reshape (x, flat)
+  y = Gather (elements, indices)
+}
+"""
+
+
+@rule("Gather", examples=[_AS_STRIDED])
+def gather_in_order(node: Node) -> Value | None:
+    """A Gather of all elements in order is a Reshape: torch exports ``as_strided`` (and average pools) as such."""
+    x, indices = node.given(0), node.given(1)
+    if x.rank != 1 or indices.shape is None or indices.rank == 1:
+        return None
+    strides = strides_of(indices)
+    require(strides is not None, "the indices do not grow evenly")
+    assert strides is not None and x.shape is not None
+    size: Dim = 1
+    for dim, stride in zip(reversed(indices.shape), reversed(strides), strict=True):
+        require(dim == 1 or stride == size, "the indices are in another order")
+        size = size * dim
+    require(size == x.shape[0], "the indices are not those of all elements")
+    reshaped = reshape_to(x, indices.shape)
+    require(reshaped is not None, "more than one dimension of the indices is not known")
+    return reshaped
+
+
+def strides_of(value: Value, depth: int = 0) -> tuple[Dim, ...] | None:
+    """By how much integers grow along each dimension, if the first is 0 and they grow evenly; 0 for dimensions of 1."""
+    node, shape = value.producer, value.shape
+    if shape is None or depth > _DEPTH:
+        return None
+    if value.const is not None:
+        return _constant_strides(value.const.numpy()) if value.const.size <= _MOST else None
+    if node is None:
+        return None
+    if node.op == "Range":
+        start, step = content_of(node.operand(0)), content_of(node.operand(2))
+        return step if start == (0,) and step is not None else None
+    if node.op == "Mul":
+        for x, factor in (node.operands, node.operands[::-1]):
+            by, strides = content_of(factor), strides_of(_of(x), depth + 1)
+            if by is not None and len(by) == 1 and strides is not None and len(strides) == len(shape):
+                return tuple(s * by[0] for s in strides)
+        return None
+    if node.op in RESHAPING:
+        x = node.given(0)
+        strides = strides_of(x, depth + 1)
+        if strides is None or x.shape is None or [d for d in x.shape if d != 1] != [d for d in shape if d != 1]:
+            return None
+        kept = iter([s for s, d in zip(strides, x.shape, strict=True) if d != 1])
+        return tuple(0 if d == 1 else next(kept) for d in shape)
+    if node.op == "Add":
+        return _sum_of_strides(node, shape, depth)
+    return None
+
+
+def _sum_of_strides(node: Node, shape: Shape, depth: int) -> tuple[Dim, ...] | None:
+    total: list[Dim] = [0] * len(shape)
+    for operand in node.operands:
+        strides, own = strides_of(_of(operand), depth + 1), _of(operand).shape
+        if strides is None or own is None:
+            return None
+        for i, (stride, dim) in enumerate(zip(strides, own, strict=True), len(shape) - len(own)):
+            if dim != 1 and dim != shape[i]:  # it may turn out to be 1, and be repeated
+                return None
+            total[i] = total[i] + stride
+    return tuple(total)
+
+
+def _of(operand: Value | None) -> Value:
+    assert operand is not None
+    return operand
+
+
+def _constant_strides(array: Any) -> tuple[int, ...] | None:
+    if not array.size:
+        return None
+    strides = []
+    grown = np.zeros(array.shape, np.int64)
+    for axis, dim in enumerate(array.shape):
+        along = np.moveaxis(array, axis, 0).reshape(dim, -1)[:, 0]
+        strides.append(int(along[1] - along[0]) if dim > 1 else 0)
+        grown += strides[-1] * np.arange(dim).reshape(-1, *(1,) * (array.ndim - axis - 1))
+    return tuple(strides) if np.array_equal(array, grown) else None
 
 
 @rule(

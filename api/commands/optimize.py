@@ -54,6 +54,7 @@ __all__ = ["command"]
     show_default=True,
     help="What becomes of weights in files of their own.",
 )
+@click.option("--sparse", is_flag=True, help="Write weights as sparse tensors where that saves bytes.")
 @click.option(
     "--sizes", metavar="NAME=N,…", help="Numbers for named sizes, for targets whose programs have fixed ones."
 )
@@ -74,6 +75,7 @@ def command(
     report: str | None,
     dump_ir: str | None,
     weights: str,
+    sparse: bool,
     sizes: str | None,
     mesh: str | None,
     as_json: bool,
@@ -89,7 +91,7 @@ def command(
         install()
     from planish.optimizer import optimize
 
-    options = _options(output, report, target, weights, sizes, mesh)
+    options = _options(output, report, target, weights, sparse, sizes, mesh)
     written = None
     with progress() as show:
         result = optimize(
@@ -120,7 +122,7 @@ def command(
 
 
 def _options(
-    output: str, report: str | None, target: str, weights: str, sizes: str | None, mesh: str | None
+    output: str, report: str | None, target: str, weights: str, sparse: bool, sizes: str | None, mesh: str | None
 ) -> dict[str, Any]:
     """The options for writing ``output``; complains now rather than after all the work."""
     from planish.backends.base import backend
@@ -135,10 +137,12 @@ def _options(
         raise PlanishError(f"{output}: for {target}, call it something{' or something'.join(suffixes)}")
     own = {"sizes": _sizes(sizes), "mesh": mesh}
     if suffix != ".onnx":
+        if sparse:
+            raise PlanishError("--sparse is for ONNX files")
         return {name: value for name, value in own.items() if value}
     if sizes or mesh:
         raise PlanishError("--sizes and --mesh are for programs, not for ONNX files")
-    return {"weights": weights}
+    return {"weights": weights, "sparse": sparse}
 
 
 def _sizes(text: str | None) -> dict[str, int]:

@@ -55,6 +55,18 @@ def test_help_names_every_command(cli):
     assert cli("--version").out.startswith("planish ")
 
 
+def test_optimize_writes_sparse_tensors(cli, tmp_path):
+    cli("demo", "-o", tmp_path / "digits.onnx")
+    sizes = {}
+    for flags in ([], ["--sparse"]):
+        out = tmp_path / f"{len(flags)}.onnx"
+        pipeline = ("-p", "default,sparsify{ratio=0.9}", "--no-measure")
+        assert cli("optimize", tmp_path / "digits.onnx", "-o", out, *pipeline, *flags).code == 0
+        sizes[len(flags)] = out.stat().st_size
+    assert sizes[1] < 0.6 * sizes[0]
+    assert cli("compare", tmp_path / "0.onnx", tmp_path / "1.onnx").code == 0
+
+
 def test_optimize_writes_a_model_that_runs_the_same(cli, model, tmp_path):
     out = tmp_path / "out.onnx"
     outcome = cli("optimize", model, "-o", out, "--json")

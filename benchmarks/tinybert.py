@@ -2,7 +2,7 @@
 
 The model is an ONNX file, as torch.onnx writes it; from there on nothing else of it is used. Its vocabulary is trimmed
 to the tokens that occur most, two thirds of the hidden units of its feed-forward layers go, what is left learns from
-the original, and becomes int8. Training texts are sentences of docstrings of installed packages, so they depend on what
+the original, and becomes int8, and tables of four bits. Training texts are sentences of docstrings of installed packages, so they depend on what
 is installed; the student is judged on others: docstrings of the standard library, and prose (licenses, read-me files
 and descriptions of data sets). No sentence is in two of the three.
 
@@ -151,7 +151,7 @@ class Recipe:
             (f"default,trim-vocabulary{{size={self.tokens}}}", True),
             (f"prune{{ratio={self.ratio},only=['*.intermediate.dense'],importance=contribution,refit=true}}", False),
             (f"distill{{steps={self.steps},batch=48,rate=3e-4,mix=false,holdout=0.01}}", True),
-            ("equalize,smooth,quantize", False),
+            ("equalize,quantize{embeddings=4}", False),
         ]
 
     def make(self, graph: Graph, texts: Texts) -> None:
@@ -225,9 +225,9 @@ def judge(original: Graph, student: Graph, texts: Texts, path: Path) -> tuple[st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1500, help="updates of the weights")
-    parser.add_argument("--texts", type=int, default=36_000, help="sentences to train on")
-    parser.add_argument("--tokens", type=int, default=6400, help="tokens that stay")
+    parser.add_argument("--steps", type=int, default=2400, help="updates of the weights")
+    parser.add_argument("--texts", type=int, default=60_000, help="sentences to train on")
+    parser.add_argument("--tokens", type=int, default=10_400, help="tokens that stay")
     parser.add_argument("--ratio", type=float, default=0.667, help="share of the feed-forward units that goes")
     parser.add_argument("--save", type=Path, help="where to keep the student")
     args = parser.parse_args()

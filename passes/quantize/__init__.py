@@ -100,6 +100,7 @@ class Quantize(Pass):
 
     def run(self, graph: Graph, ctx: Context) -> None:
         from .budget import Trial, within_budget  # here, since other passes of this package do not need all this
+        from .placement import unfold
         from .plan import apply, learn
         from .speed import slower_layers
         from .summary import describe
@@ -107,6 +108,8 @@ class Quantize(Pass):
         target = target_for(ctx.target)
         settings = self.settings(target)
         layers = self.layers(graph, target)
+        if self.activations == "static" and unfold(graph, layers, target):
+            layers = self.layers(graph, target)
         knowledge = learn(graph, layers, settings, ctx)
         trial = Trial(graph, knowledge, ctx) if ctx.samples is not None else None
         if trial is not None and self.activations != "float":

@@ -9,13 +9,13 @@ in floating point on the target is never wrapped.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from ...ir import Graph, Node, Value
+from ...ir import Graph, Node, Value, edit, op
 from ..layers import Layer
 from .targets import Target
 
-__all__ = ["KEEPS_RANGE", "Placement", "place"]
+__all__ = ["KEEPS_RANGE", "Placement", "place", "unfold"]
 
 KEEPS_RANGE = frozenset({"MaxPool", "Resize"})
 
@@ -70,6 +70,26 @@ def place(graph: Graph, layers: Sequence[Layer], target: Target) -> Placement:
         for layer in layers:
             _place_residual(layer.node, target, placement)
     return placement
+
+
+def unfold(graph: Graph, layers: Sequence[Layer], target: Target) -> bool:
+    """Write ``x * Sigmoid(x)`` for Swish where ``target`` would run these two in integers, and has no kernel for Swish.
+
+    Returns:
+        Whether anything was changed; then ``layers`` are to be found anew.
+    """
+    if "Swish" in target.computes or not {"Sigmoid", "Mul"} <= target.computes:
+        return False
+    as_one = place(graph, layers, replace(target, computes=target.computes | {"Swish"}))
+    found = [n for n in as_one.integers if n.op == "Swish" and n.attrs.get("alpha", 1.0) == 1.0]
+    for node in found:
+        x = node.given(0)
+        product = op.Mul(x, op.Sigmoid(x))
+        for new in edit.insert_floating([product], node):
+            new.name, new.metadata = f"{node.name}/{new.op}" if node.name else "", node.metadata
+        edit.replace(node.result, product)
+        edit.erase(node)
+    return bool(found)
 
 
 def _place_residual(layer: Node, target: Target, placement: Placement) -> None:

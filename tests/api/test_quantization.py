@@ -1,6 +1,7 @@
 """Quantization through `planish.optimize` and the command line: recipes, data, metrics, reports, and complaints."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import onnx
@@ -10,7 +11,8 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 import planish
 from planish import optimizer
-from planish.ir import DType, constant, op, sym, tensor_type
+from planish.backends import backend
+from planish.ir import DType, Graph, constant, edit, op, sym, tensor_type
 from planish.ir.quantization import FAKE_QUANTIZE
 from planish.optimizer import optimize
 
@@ -327,6 +329,31 @@ def test_a_quantized_model_stays_quantized_and_computes_the_same(tiny, tmp_path,
     operators = [n.op_type for n in onnx.load(tmp_path / "loaded.onnx").graph.node]
     assert operators.count("QLinearConv") == 2
     assert "Conv" not in operators
+
+
+def test_swish_between_convolutions_runs_in_integers(tmp_path):
+    rng = np.random.default_rng(0)
+    graph = Graph("swish")
+    value = graph.add_input(tensor_type(DType.FLOAT, 1, 8, 16, 16), "x")
+    for _ in range(3):
+        weight = rng.standard_normal((8, 8, 3, 3), np.float32) / 8
+        value = op.Conv(value, constant(weight), constant(rng.standard_normal(8, np.float32)), pads=[1, 1, 1, 1])
+        value = op.Mul(value, op.Sigmoid(value))
+    edit.insert_floating([value], graph.ret)
+    graph.set_outputs([value])
+    data = [{"x": rng.standard_normal((1, 8, 16, 16), np.float32)} for _ in range(8)]
+    result = optimize(graph, "default,quantize", data=data, measure=False)
+    result.save(tmp_path / "int8.onnx")
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "loaded.onnx")
+    options.log_severity_level = 3
+    session = ort.InferenceSession(str(tmp_path / "int8.onnx"), options, providers=["CPUExecutionProvider"])
+    operators = Counter(n.op_type for n in onnx.load(tmp_path / "loaded.onnx").graph.node)
+    assert (operators["QLinearConv"], operators["QLinearSigmoid"], operators["QLinearMul"]) == (3, 2, 2)
+    for sample in data:
+        (expected,) = backend("reference").run(graph, sample).values()
+        (found,) = session.run(None, sample)
+        assert np.linalg.norm(found - expected) < 0.03 * np.linalg.norm(expected)
 
 
 def test_quantizing_twice_changes_nothing_more(tiny, tmp_path, path):

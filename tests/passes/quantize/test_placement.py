@@ -10,7 +10,7 @@ import pytest
 from planish.ir import Graph, Node
 from planish.ir.text import parse
 from planish.passes.layers import layers_of, select
-from planish.passes.quantize.placement import Placement, place
+from planish.passes.quantize.placement import Placement, place, unfold
 from planish.passes.quantize.targets import target_for
 
 X64 = "onnxruntime:x64"
@@ -231,6 +231,32 @@ def test_what_computes_with_numbers_is_never_wrapped(op: str) -> None:
     )
     assert found.integers == ["a", "y"]
     assert found.readers == {"x": {"a:0"}, "a": {"g:0"}, "t": {"y:0"}, "y": {"return:0"}}
+
+
+@pytest.mark.parametrize(
+    ("body", "target", "unfolds"),
+    [
+        ("a = Conv (x, w) g = Swish (a) y = Conv (g, w1)", X64, True),
+        ("a = Conv (x, w) g = Swish (a) p = MaxPool <kernel_shape = [1, 1]> (g) y = Conv (p, w1)", X64, True),
+        ("a = Conv (x, w) g = Swish <alpha = 1.5> (a) y = Conv (g, w1)", X64, False),
+        ("a = Conv (x, w) y = Swish (a)", X64, False),
+        ("g = Swish (x) y = Conv (g, w1)", X64, False),
+        ("a = Conv (x, w) g = Swish (a) y = Conv (g, w1)", "xla", False),
+        ("a = Conv (x, w) g = Swish (a) y = Conv (g, w1)", "tensorrt", False),
+    ],
+)
+def test_swish_is_two_operators_where_these_run_in_integers(body: str, target: str, unfolds: bool) -> None:
+    g = graph(body)
+    before, facts = str(g), target_for(target)
+    assert unfold(g, layers_of(g), facts) is unfolds
+    assert (str(g) != before) is unfolds
+    if unfolds:
+        conv, sigmoid, mul, *_ = g.nodes
+        assert [n.op for n in (conv, sigmoid, mul)] == ["Conv", "Sigmoid", "Mul"]
+        found = Placed(g).placement
+        assert {sigmoid, mul} <= set(found.integers)
+        assert set(found.readers[conv.result]) == {(sigmoid, 0), (mul, 0)}
+        assert found.readers[sigmoid.result] == [(mul, 1)]
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,9 @@
 
 The model is an ONNX file, as torch.onnx writes it; from there on nothing else of it is used. Its vocabulary is trimmed
 to the tokens that occur most, two thirds of the hidden units of its feed-forward layers go, what is left learns from
-the original, and becomes int8, and tables of four bits. Training texts are sentences of docstrings of installed packages, so they depend on what
-is installed; the student is judged on others: docstrings of the standard library, and prose (licenses, read-me files
-and descriptions of data sets). No sentence is in two of the three.
+the original, and becomes int8, its tables four bits. Training texts are sentences of docstrings of installed packages,
+so they depend on what is installed; the student is judged on others: docstrings of the standard library, and prose
+(licenses, read-me files and descriptions of data sets). No sentence is in two of the three.
 
 Reported are the size of the file, latency in ONNX Runtime on two threads beside the original (interleaved, idle threads
 do not spin), and Spearman's correlation between the similarities of all pairs of held-out sentences in both models.

@@ -12,7 +12,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 import planish
 from planish import optimizer
 from planish.backends import backend
-from planish.ir import DType, Graph, constant, edit, op, sym, tensor_type
+from planish.ir import DType, Graph, GraphOutput, constant, edit, op, sym, tensor_type
 from planish.ir.quantization import FAKE_QUANTIZE
 from planish.optimizer import optimize
 
@@ -340,7 +340,7 @@ def test_swish_between_convolutions_runs_in_integers(tmp_path):
         value = op.Conv(value, constant(weight), constant(rng.standard_normal(8, np.float32)), pads=[1, 1, 1, 1])
         value = op.Mul(value, op.Sigmoid(value))
     edit.insert_floating([value], graph.ret)
-    graph.set_outputs([value])
+    graph.set_outputs([value], [GraphOutput("y", value.type)])
     data = [{"x": rng.standard_normal((1, 8, 16, 16), np.float32)} for _ in range(8)]
     result = optimize(graph, "default,quantize", data=data, measure=False)
     result.save(tmp_path / "int8.onnx")

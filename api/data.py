@@ -14,8 +14,20 @@ from planish.functions import call_function, is_function_name
 from planish.ir import DType, Graph, Sym, TensorType, Value
 from planish.ir.errors import PlanishError
 from planish.ir.flops import bind_dim
+from planish.passes.rows import gives_rows
 
-__all__ = ["bind_sizes", "describe_inputs", "read_samples", "reader", "readers", "synthesize", "synthesize_more"]
+__all__ = [
+    "Portions",
+    "bind_sizes",
+    "describe_inputs",
+    "read_samples",
+    "reader",
+    "readers",
+    "synthesize",
+    "synthesize_more",
+]
+
+_ROWS = 32  # of a sample that are computed at a time
 
 Sample = dict[str, Any]
 Data = str | Path | Mapping[str, Any] | Iterable[Mapping[str, Any]]
@@ -73,6 +85,50 @@ def readers(
         return reader(data, graph), None
     everything = reader(data, graph, extra)
     return lambda: ({n: a for n, a in s.items() if n not in extra} for s in everything()), everything
+
+
+class Portions:
+    """Samples of many rows, in portions, so that the memory that they are computed in does not follow from their size.
+
+    They are divided if the graph gives a row of each output for each row of its inputs.
+
+    Args:
+        read: reads the samples from the start.
+        graph: the graph that they are for.
+        rows: of a portion, at most.
+
+    Attributes:
+        counts: how many portions each sample had when they were last read to the end.
+    """
+
+    def __init__(self, read: Callable[[], Iterator[Sample]], graph: Graph, rows: int = _ROWS):
+        self._read = read
+        self._rows = rows
+        self._first = next((v.name for v in graph.inputs if v.default is None), "") if gives_rows(graph) else ""
+        self.counts: list[int] = []
+
+    def __call__(self) -> Iterator[Sample]:
+        counts = []
+        for sample in self._read():
+            rows = len(sample[self._first]) if self._first else 0
+            counts.append(max(-(-rows // self._rows), 1))
+            if counts[-1] == 1:
+                yield sample
+                continue
+            for at in range(0, rows, self._rows):
+                yield {n: a[at : at + self._rows] if np.shape(a)[:1] == (rows,) else a for n, a in sample.items()}
+        self.counts = counts
+
+    def joined(self, outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The outputs for the samples as they were given, from those for all portions."""
+        if len(self.counts) == len(outputs) or sum(self.counts) != len(outputs):
+            return outputs
+        portions = iter(outputs)
+        whole = []
+        for count in self.counts:
+            parts = list(itertools.islice(portions, count))
+            whole.append({n: np.concatenate([p[n] for p in parts]) for n in parts[0]} if count > 1 else parts[0])
+        return whole
 
 
 def _named(data: Data) -> str:

@@ -77,7 +77,7 @@ def explain(
     Raises:
         PlanishError: no pass of the pipeline has the rule, or the model does not run on synthesized inputs.
     """
-    from planish.data import readers
+    from planish.data import Portions, readers
     from planish.optimizer import made_up_samples
     from planish.passes.observers.explain import Explain, near_misses, rules_of
     from planish.passes.quantize.summary import why_float
@@ -94,7 +94,8 @@ def explain(
     samples: Callable[[], Iterable[Sample]] = made_up_samples(_copy(model), target)
     labelled: Callable[[], Iterable[Sample]] | None = None
     if data is not None:
-        samples, labelled = readers(data, graph, passes.extra_arrays)
+        read, labels = readers(data, graph, passes.extra_arrays)
+        samples, labelled = Portions(read, graph), labels and Portions(labels, graph)
     ctx = Context(runner_factory(target), [observer], target, samples=samples, labelled=labelled, differentiate=to_jax)
     raised = _Raised()
     ctx.observers.append(raised)

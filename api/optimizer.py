@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,10 +189,12 @@ class _Job:
         from planish.backends.base import backend
 
         if data is not None:
-            from planish.data import bind_sizes, read_samples, readers
+            from planish.data import bind_sizes, read_samples
 
-            self.inputs, self.labelled = readers(data, self.original, self.pipeline.extra_arrays)
-            self.sizes = bind_sizes(self.original, read_samples(self.inputs(), self.original, 1)[0])
+            self._read(data)
+            assert self.inputs is not None
+            first = list(itertools.islice(self.inputs(), 1))
+            self.sizes = bind_sizes(self.original, read_samples(first, self.original)[0])
         else:
             self.inputs = made_up_samples(_clone(self.original), self.target)
             self.made_up = True
@@ -224,6 +227,16 @@ class _Job:
 
     # running
 
+    def _read(self, data: Data) -> None:
+        """Let samples come from ``data``."""
+        from planish.data import Portions, readers
+
+        inputs, labelled = readers(data, self.original, self.pipeline.extra_arrays)
+        self.inputs = portions = Portions(inputs, self.original)
+        self.labelled = None if labelled is None else Portions(labelled, self.original)
+        if (metric := self.metric) is not None:
+            self.metric = lambda outputs: metric(portions.joined(outputs))
+
     def _context(self, *observers: Observer) -> Context:
         return Context(
             runner_factory(self.target),
@@ -255,14 +268,14 @@ class _Job:
     def _run_original(self, model: Model, engine: Backend, data: Data | None) -> Executable | None:
         """The original, compiled, after it has computed ``self.expected``; None if it runs on no synthesized sample."""
         from planish.comparison import compile_model, samples_for
-        from planish.data import bind_sizes, readers, synthesize_more
+        from planish.data import bind_sizes, synthesize_more
         from planish.passes.observers.verify import largest_difference
 
         try:
             if data is not None:
-                self.inputs, self.labelled = readers(data, self.original, self.pipeline.extra_arrays)
+                self._read(data)
             program = compile_model(model, self.original, engine)
-            given = None if self.inputs is None else self.inputs()
+            given = None if self.inputs is None else list(itertools.islice(self.inputs(), _MAX_SAMPLES))
             self.samples, self.expected, source = samples_for(self.original, program, given, _MAX_SAMPLES)
             if self.inputs is None:
                 more = synthesize_more(self.original, self.samples[-1], _MADE_UP)

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from ...ir import Graph, Sym
+from ...ir import Graph
 from ..base import RequestError
+from ..rows import takes_rows
 
-__all__ = ["Batch", "Stream", "takes_rows"]
+__all__ = ["Batch", "Stream"]
 
 Array = np.ndarray[Any, Any]
 Read = Callable[[], Iterable[Mapping[str, Any]]]
@@ -50,20 +51,6 @@ class Batch:
             if self.rows is not None
             else max((len(a) for a in self.arrays.values() if a.ndim), default=1)
         )
-
-
-def takes_rows(graph: Graph) -> bool:
-    """Whether the first dimension of all inputs that have no default is one named size, which occurs nowhere else."""
-    shapes = [v.shape for v in graph.inputs if v.default is None]
-    if not shapes or not all(shapes):
-        return False
-    first = shapes[0][0] if shapes[0] else None
-    if not isinstance(first, Sym) or first.name is None:
-        return False
-    rest = [d for shape in shapes for d in (shape or ())[1:] if isinstance(d, Sym)]
-    return all(shape and shape[0] == first for shape in shapes) and not any(
-        first.name in monomial for dim in rest for monomial in dim.terms
-    )
 
 
 Row = tuple[int, dict[str, Array]]

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from ...ir import Graph, Value
-from .batches import Batch, takes_rows
+from ..rows import takes_rows
+from .batches import Batch
 
 __all__ = ["Mixer"]
 

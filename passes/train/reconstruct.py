@@ -23,7 +23,8 @@ from ...ir.quantization import FAKE_QUANTIZE
 from ..base import Context, RequestError
 from ..quantize.targets import target_for
 from ..reduce import extract, used_by
-from .batches import Batch, takes_rows
+from ..rows import takes_rows
+from .batches import Batch
 from .distill import original_of
 from .engine import Fit, Problem, fit
 from .losses import relative_error

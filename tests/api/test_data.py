@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from planish.data import bind_sizes, read_samples, readers, synthesize
+import planish
+from planish.data import Portions, bind_sizes, read_samples, readers, synthesize
 from planish.ir import DType, constant, op, sym, tensor_type
 from planish.ir.errors import PlanishError
 
@@ -141,3 +142,44 @@ def test_one_size_may_be_the_sum_of_two_others(tiny):
     )
     found = [bind_sizes(graph, s) for s in synthesize(graph)]
     assert any(s["total"] == s["past"] + s["new"] and s["new"] != s["past"] for s in found)
+
+
+def test_many_rows_come_in_portions(tiny):
+    x = np.arange(70 * 8, dtype=np.float32).reshape(70, 8)
+    read, labelled = readers(
+        [{"x": x, "y": np.arange(70), "k": np.ones(3)}, GOOD | {"y": [1, 2], "k": 0}], tiny.mlp(), "yk"
+    )
+    portions = Portions(read, tiny.mlp())
+    found = list(portions())
+    assert [len(s["x"]) for s in found] == [32, 32, 6, 2]
+    np.testing.assert_array_equal(np.concatenate([s["x"] for s in found[:3]]), x)
+    assert portions.counts == [3, 1]
+    whole = portions.joined([{"y": s["x"].sum(1)} for s in found])
+    assert [len(o["y"]) for o in whole] == [70, 2]
+    np.testing.assert_array_equal(whole[0]["y"], x.sum(1))
+    assert portions.joined(found[:2]) == found[:2]  # of something else
+    with_labels = list(Portions(labelled, tiny.mlp())())
+    assert [list(s["y"][:1]) for s in with_labels] == [[0], [32], [64], [1]]
+    assert all(len(s["k"]) == 3 for s in with_labels[:3])
+
+
+@pytest.mark.parametrize("reduced", ["an output without rows", "a fixed number of rows"])
+def test_rows_that_belong_together_stay_together(tiny, reduced):
+    if reduced == "a fixed number of rows":
+        graph = tiny.graph(op.Relu, ("x", tensor_type(DType.FLOAT, 70, 8)))
+    else:
+        graph = tiny.graph(lambda x: op.ReduceMean(x, keepdims=0), ("x", tensor_type(DType.FLOAT, sym("n"), 8)))
+    portions = Portions(lambda: iter([{"x": np.ones((70, 8), np.float32)}]), graph)
+    assert [len(s["x"]) for s in portions()] == [70]
+
+
+def test_a_metric_sees_samples_as_they_were_given(tiny):
+    seen = []
+
+    def metric(outputs):
+        seen.append([len(next(iter(o.values()))) for o in outputs])
+        return 1.0
+
+    data = [{"x": np.random.default_rng(n).standard_normal((n, 8), np.float32)} for n in (70, 5)]
+    planish.optimize(tiny.mlp(), "quantize{max_drop=0.5}", data=data, metric=metric, measure=False)
+    assert seen and all(rows == [70, 5] for rows in seen)

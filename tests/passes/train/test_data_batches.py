@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from planish.ir import DType, Graph, sym, tensor_type
 from planish.passes.base import RequestError
+from planish.passes.rows import takes_rows
 from planish.passes.train import batches
-from planish.passes.train.batches import Stream, takes_rows
+from planish.passes.train.batches import Stream
 
 
 def graph_of(**inputs):

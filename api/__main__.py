@@ -1,0 +1,5 @@
+"""``python -m planish``: the ``planish`` command."""
+
+from planish.cli import main
+
+main()

@@ -6,8 +6,8 @@
              as they are and factorized, in floating point and in int8
 ``minilm``   all-MiniLM-L6-v2 on the texts of ``quantize_minilm.py``: cosines to the original for plain, whitened and
              Fisher-weighted decompositions, ratio by ratio, and with ranks chosen together or alike
-``recovery`` the same with only the feed-forward layers at a ratio of 0.5, before and after distillation on sentences of
-             docstrings of installed packages (those of ``tinybert.py``, in which none of the standard library are)
+``recovery`` the same with only the feed-forward layers at a ratio of 0.5, before and after distillation on first
+             paragraphs of docstrings, of the standard library and installed packages, without those that judge
 
 Accuracy is measured with every layer factorized, whether it is faster or not; ``speed`` takes what is faster.
 """
@@ -15,7 +15,9 @@ Accuracy is measured with every layer factorized, whether it is faster or not; `
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -23,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import digits
+import minilm
 import numpy as np
 import quantize_minilm as texts
 import tinybert
@@ -55,8 +58,9 @@ DISTILL = "distill{steps=500}"
 RATIOS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 METHODS: tuple[Any, ...] = ("plain", "fisher", "whitened")
 ALLOCATIONS: tuple[Any, ...] = ("uniform", "global")
-RECOVERY = "distill{steps=1200,batch=48,rate=3e-4,mix=false,holdout=0.01}"
-SENTENCES = 36_000
+RECOVERY = "distill{steps=2400,batch=48,rate=3e-4,mix=false,holdout=0.01}"
+TEXTS = 30_000  # to learn from
+BUCKETS = (16, 24, 32, 48, 64)  # tokens that texts are padded to
 
 
 def apply(
@@ -218,8 +222,8 @@ def recovery_table(folder: Path) -> str:
     expected = texts.of_graph(graph, data)
     names = [layer.name for layer in layers_of(graph) if len(set(layer.matrix().shape)) > 1]
     factorized = f"low-rank{{ratio=0.5,only=[{','.join(names)}]}}"
-    train = tinybert.Texts.collect(SENTENCES).train
-    few, all_of_them = tinybert.batches(train[: tinybert.CALIBRATION], 32), tinybert.batches(train, 48)
+    train = training_texts()
+    few, all_of_them = (tinybert.batches(t, 48, BUCKETS) for t in (train[: tinybert.CALIBRATION], train))
     rows, changed = [], graph
     for pipeline, samples in ((factorized, few), (RECOVERY, all_of_them)):
         changed, _ = apply(changed, pipeline, lambda samples=samples: samples, original=graph)
@@ -229,6 +233,20 @@ def recovery_table(folder: Path) -> str:
         print(" ".join(rows[-1]), file=sys.stderr, flush=True)
     title = f"all-MiniLM-L6-v2, {len(names)} feed-forward layers"
     return markdown(title, ["Pipeline", "Texts", *texts.QUALITY], rows)
+
+
+def training_texts() -> list[str]:
+    """First paragraphs of docstrings, those of the standard library first, and none that is judged by."""
+    judged = {text for text in minilm.sentences(texts.MODULES) if len(text) > texts.SHORTEST}
+    specs = (importlib.util.find_spec(name) for name in tinybert.TRAIN)
+    packages = [Path(spec.origin).parent for spec in specs if spec is not None and spec.origin]
+    found: list[str] = []
+    for folders in ([Path(sysconfig.get_paths()["stdlib"])], packages):
+        paragraphs = (" ".join(d.split("\n\n")[0].split()) for f in folders for d in tinybert.docstrings(f))
+        own = sorted({p for p in paragraphs if len(p) > texts.SHORTEST} - judged - set(found))
+        np.random.default_rng(0).shuffle(own)
+        found += own
+    return found[:TEXTS]
 
 
 def main() -> None:

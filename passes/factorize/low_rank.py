@@ -38,6 +38,8 @@ from .sites import Site, with_moments
 
 __all__ = ["LowRank"]
 
+_TINY = 1e-30
+
 
 @dataclass(frozen=True)
 class LowRank(Factorization):
@@ -154,9 +156,10 @@ class _LowRank(Ladder):
         self.energies = energies / energies[-1] if energies[-1] > 0 else np.ones_like(energies)
         self.output, self.errors = _tails(right * values[:, None], moments)
         rank = _most(*self.sizes)
-        half = np.sqrt(values[:rank])  # on either side, so that both have numbers of a size
-        self.left = (left[:, :rank] * half).astype(np.float32)
-        self.right = (right[:rank] * half[:, None]).astype(np.float32)
+        left, right = left[:, :rank], right[:rank] * values[:rank, None]
+        length = np.sqrt(np.maximum(np.linalg.norm(right, axis=1), _TINY))  # as long on either side, for training
+        self.left = (left * length).astype(np.float32)
+        self.right = (right / length[:, None]).astype(np.float32)
 
     def __len__(self) -> int:
         return len(self.right)

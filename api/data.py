@@ -105,6 +105,7 @@ class Portions:
         self._read = read
         self._rows = rows
         self._first = next((v.name for v in graph.inputs if v.default is None), "") if gives_rows(graph) else ""
+        self._whole = {v.name for v in graph.inputs if v.default is not None}
         self.counts: list[int] = []
 
     def __call__(self) -> Iterator[Sample]:
@@ -116,8 +117,11 @@ class Portions:
                 yield sample
                 continue
             for at in range(0, rows, self._rows):
-                yield {n: a[at : at + self._rows] if np.shape(a)[:1] == (rows,) else a for n, a in sample.items()}
+                yield {n: a[at : at + self._rows] if self._has(n, a, rows) else a for n, a in sample.items()}
         self.counts = counts
+
+    def _has(self, name: str, array: Any, rows: int) -> bool:
+        return name not in self._whole and np.shape(array)[:1] == (rows,)
 
     def joined(self, outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The outputs for the samples as they were given, from those for all portions."""

@@ -15,8 +15,8 @@ from .fold_constants import integers
 from .reshapes import RESHAPING, known_shape, reshape_to
 
 _END = 1 << 31  # an end at or beyond this is "to the end"
-_DEPTH = 16  # operators that indices are followed through
-_MOST = 1 << 20  # indices that are looked at
+_DEPTH = 10  # operators that indices are followed through
+_MOST = 1 << 18  # indices that are looked at
 
 
 def slice_parts(node: Node) -> list[tuple[int, Dim, Dim, int]] | None:
@@ -261,8 +261,9 @@ def strides_of(value: Value, depth: int = 0) -> tuple[Dim, ...] | None:
         return step if start == (0,) and step is not None else None
     if node.op == "Mul":
         for x, factor in (node.operands, node.operands[::-1]):
-            by, strides = content_of(factor), strides_of(_of(x), depth + 1)
-            if by is not None and len(by) == 1 and strides is not None and len(strides) == len(shape):
+            by = content_of(factor)
+            strides = strides_of(_of(x), depth + 1) if by is not None and len(by) == 1 else None
+            if by is not None and strides is not None and len(strides) == len(shape):
                 return tuple(s * by[0] for s in strides)
         return None
     if node.op in RESHAPING:

@@ -55,6 +55,11 @@ def test_help_names_every_command(cli):
     assert cli("--version").out.startswith("planish ")
 
 
+def test_the_package_is_the_command():
+    found = subprocess.run([sys.executable, "-m", "planish", "--version"], capture_output=True, text=True, check=True)
+    assert found.stdout.startswith("planish ")
+
+
 def test_optimize_writes_sparse_tensors(cli, tmp_path):
     cli("demo", "-o", tmp_path / "digits.onnx")
     sizes = {}

@@ -236,10 +236,12 @@ def _zero_points(zeros: Value | None, shape: tuple[int, int], dtype: DType) -> A
 
 
 _ROWS_EXAMPLE = """
-agraph (int64[N] i) => (float[N,40] y, float[N,40] z, float[N,32] v) <
+agraph (int64[N] n) => (float[N,40] y, float[N,40] z, float[N,32] v) <
+  int64 rows = {3},
   uint8[3,20] four = {{f}}, float[3,2] s = {0.1, 0.2, 0.03, 0.5, 0.3, 0.01}, uint8[3,1] o = {18, 250, 103},
   uint8[3,32] eight = {{e}}, float[3,2] q = {0.1, 0.2, 0.3, 0.4, 0.5, 0.6}
 > {
+  i = Mod (n, rows)
   y = com.microsoft.GatherBlockQuantized <block_size = 32> (four, i, s)
   z = com.microsoft.GatherBlockQuantized <block_size = 32> (four, i, s, o)
   v = com.microsoft.GatherBlockQuantized <block_size = 16, bits = 8> (eight, i, q)

@@ -20,7 +20,7 @@ from ..files import replacing
 from .histogram import Histogram
 from .summaries import ChannelStatistics, Shape
 
-__all__ = ["Calibration", "Samples", "Statistic", "collect", "fingerprint", "in_groups"]
+__all__ = ["Calibration", "Samples", "Statistic", "collect", "computed", "fingerprint", "in_groups"]
 
 Array = np.ndarray[Any, Any]
 Sample = Mapping[str, Any]
@@ -211,6 +211,17 @@ def _check(wanted: Iterable[Value], names: Mapping[Value, str]) -> None:
         numeric = dtype.is_floating or dtype.is_integer or dtype in (DType.BOOL, DType.UNDEFINED)
         if not isinstance(value.type, TensorType) or not numeric:
             raise RequestError(f"%{names[value]} cannot be calibrated: {value.type} holds no real numbers")
+
+
+def computed(graph: Graph, values: Sequence[Value], samples: Samples, runner: Runner) -> Iterator[dict[Value, Array]]:
+    """What ``values`` of a root graph, which stays as it is, are for one sample after the other.
+
+    Nothing that they do not need is run.
+
+    Raises:
+        RequestError: a sample lacks an input, or is an empty batch.
+    """
+    return _run(graph, values, _reader(samples), runner)
 
 
 # samples

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -127,7 +127,7 @@ class Factorization(Pass):
             rows.update((layer.node, {**row, "layer": layer.name}) for layer in site.layers)
             if form is not None:
                 chosen[site] = form
-        slower = self._carry_out(graph, chosen, judge)
+        slower = self._carry_out(graph, dict(sorted(chosen.items(), key=lambda item: order[item[0].node])), judge, ctx)
         if ctx.results:
             self._report([rows[node] for node in sorted(rows, key=order.__getitem__)], slower, ctx)
 
@@ -201,8 +201,14 @@ class Factorization(Pass):
             return f"no rank makes it {self.speedup:g} times as fast"
         return "no rank that saves anything reaches the goal" if self.goal.is_given else "no rank is that small"
 
-    def _carry_out(self, graph: Graph, chosen: dict[Site, Form], judge: Judge) -> tuple[float, float] | None:
-        """Rewrite what is chosen, unless the whole model is slower then: returns both times."""
+    def refiner(self, graph: Graph, sites: Iterable[Site], ctx: Context) -> Callable[[Site, Form], Form]:
+        """What makes the last of a form just before its layer is rewritten, in the order of the graph: nothing."""
+        return lambda site, form: form
+
+    def _carry_out(
+        self, graph: Graph, chosen: dict[Site, Form], judge: Judge, ctx: Context
+    ) -> tuple[float, float] | None:
+        """Rewrite what is chosen, in order, unless the whole model is slower then: returns both times."""
         if not chosen:
             return None
         mapping: dict[Value, Value] = {}
@@ -211,8 +217,9 @@ class Factorization(Pass):
             rewrite(site.copied(mapping), form, self.pass_name())
         slower = judge.slower(graph, changed)
         if slower is None:
+            refine = self.refiner(graph, chosen, ctx)
             for site, form in chosen.items():
-                rewrite(site, form, self.pass_name())
+                rewrite(site, refine(site, form), self.pass_name())
         return slower
 
     def _report(self, rows: list[Row], slower: tuple[float, float] | None, ctx: Context) -> None:

@@ -18,7 +18,7 @@ gradient of the model's outputs there (see `information`); without gradients, re
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
@@ -34,6 +34,7 @@ from .factorizing import Factorization, Plan, Rung
 from .information import Information, information_of
 from .judge import Judge
 from .ladders import Form, Ladder, allocate
+from .regression import Factors, Regression
 from .sites import Site, with_moments
 
 __all__ = ["LowRank"]
@@ -53,11 +54,14 @@ class LowRank(Factorization):
         ratio: the share of the parameters that remains.
         allocation: ``global``: the share is that of all layers together, and goes where it is worth most; ``uniform``:
             it is that of each layer.
+        sequential: whether factors are fitted once more in the order of the graph, each to what it then gets (see
+            `regression`), where there are samples and ``method`` is not ``plain`` or ``fisher``.
     """
 
     method: Literal["auto", "plain", "whitened", "fisher"] = "auto"
     ratio: float | None = None
     allocation: Literal["global", "uniform"] = "global"
+    sequential: bool = True
 
     operators = ("MatMul", "Gemm", "Conv")
 
@@ -109,6 +113,20 @@ class LowRank(Factorization):
         ladders = {site: ladder for site, (ladder,) in plans}
         rungs = allocate(ladders, self.share(self.ratio) * sum(ladder.whole for ladder in ladders.values()))
         yield from ((site, [(ladder, rungs[site])]) for site, ladder in ladders.items())
+
+    def refiner(self, graph: Graph, sites: Iterable[Site], ctx: Context) -> Callable[[Site, Form], Form]:
+        if not self.sequential or self.method not in ("auto", "whitened") or ctx.samples is None or not ctx.can_run:
+            return super().refiner(graph, sites, ctx)
+        regression = Regression(graph, sites, ctx)
+
+        def refine(site: Site, form: Form) -> Form:
+            found = regression.fit(site, _factors(site, form))
+            if found is None:
+                return form
+            ctx.note("layers fitted in order", 1)
+            return _form(site, *(factor.astype(form.weights[0].dtype) for factor in found))
+
+        return refine
 
     @property
     def unreached(self) -> str:
@@ -177,14 +195,24 @@ class _LowRank(Ladder):
         return float(self.energies[rung])
 
     def forms(self, rung: int) -> list[Form]:
-        left, right = self.left[:, : rung + 1], self.right[: rung + 1]
-        if self.site.node.op == "Conv":
-            ones = (1,) * len(self.site.kernel)
-            return [
-                Form("two pointwise", (right.reshape(*right.shape, *ones), left.reshape(*left.shape, *ones)), _convs)
-            ]
-        last = left if self.site.first.out_axis == 0 else left.T
-        return [Form("two products", (np.ascontiguousarray(right.T), np.ascontiguousarray(last)), _products(self.site))]
+        return [_form(self.site, self.left[:, : rung + 1], self.right[: rung + 1])]
+
+
+def _form(site: Site, left: Array, right: Array) -> Form:
+    """How ``left`` [out, rank] times ``right`` [rank, in] is written down."""
+    if site.node.op == "Conv":
+        ones = (1,) * len(site.kernel)
+        return Form("two pointwise", (right.reshape(*right.shape, *ones), left.reshape(*left.shape, *ones)), _convs)
+    last = left if site.first.out_axis == 0 else left.T
+    return Form("two products", (np.ascontiguousarray(right.T), np.ascontiguousarray(last)), _products(site))
+
+
+def _factors(site: Site, form: Form) -> Factors:
+    """``left`` and ``right`` of a form."""
+    first, last = form.weights
+    if site.node.op == "Conv":
+        return last.reshape(last.shape[:2]), first.reshape(first.shape[:2])
+    return last if site.first.out_axis == 0 else last.T, first.T
 
 
 def _tails(rows: Array, moments: Moments | None) -> tuple[float, Array]:

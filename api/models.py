@@ -137,7 +137,7 @@ def save_for(graph: Graph, path: str | Path, engine: Backend | None, **options: 
         options: those of `save`, or of the engine's `planish.backends.base.Backend.write`.
 
     Returns:
-        what there is to say about a file of the engine's own kind; None for an ONNX file.
+        what there is to say about the file, if there is anything.
 
     Raises:
         PlanishError: it cannot be written, or the engine cannot run it.
@@ -145,8 +145,13 @@ def save_for(graph: Graph, path: str | Path, engine: Backend | None, **options: 
     if engine is not None and is_own_kind(path, engine):
         return engine.write(graph, path, **options)
     if engine is not None:
-        graph, stamp = engine.lower_and_stamp(graph)
+        from planish.backends.base import Written
+
+        graph, stamp, notes = engine.lower_and_stamp(graph)
         options = {"opset": stamp.opset, "ir_version": stamp.ir_version, **options} if stamp is not None else options
+        save(graph, path, **options)
+        lines = [*notes, *filter(None, [engine.next_step(path)])]
+        return Written({"notes": lines}, "\n".join(lines)) if lines else None
     save(graph, path, **options)
     return None
 

@@ -13,7 +13,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, overload
 
 import numpy as np
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Backend",
     "Executable",
+    "Lowered",
     "LoweringError",
     "Problem",
     "Written",
@@ -109,9 +110,23 @@ class Executable(ABC):
         return None
 
 
+class Lowered(NamedTuple):
+    """A graph that a backend can run.
+
+    Attributes:
+        graph: it.
+        stamp: the versions to state where it is written as a model; None: whatever suits it.
+        notes: what its user must know, one line each: inputs that have another type now, say.
+    """
+
+    graph: Graph
+    stamp: Stamp | None = None
+    notes: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class Written:
-    """What `Backend.write` has written: ``facts``, ready for JSON, and ``text`` for people."""
+    """What has been written: ``facts``, ready for JSON, and ``text`` for people."""
 
     facts: dict[str, Any]
     text: str
@@ -128,6 +143,7 @@ class Backend(ABC):
         extra: the extra of planish that installs what it needs, or "".
         pipeline: the passes that lower a graph for it, as text, or "".
         suffixes: of the files that it writes.
+        takes_ranges: whether its programs are for ranges of sizes.
         is_remote: whether what it compiles here runs elsewhere, so that times of runs here mean nothing.
     """
 
@@ -135,6 +151,7 @@ class Backend(ABC):
     extra: ClassVar[str] = ""
     pipeline: ClassVar[str] = ""
     suffixes: ClassVar[tuple[str, ...]] = (".onnx",)
+    takes_ranges: ClassVar[bool] = False
     is_remote: ClassVar[bool] = False
 
     def __init__(self, variant: str = ""):
@@ -144,6 +161,10 @@ class Backend(ABC):
         """One line that says what to install, or None if the backend can run here."""
         return None
 
+    def runner(self) -> Backend:
+        """What runs parts of models for passes, and originals to compare with; another one if this one cannot here."""
+        return self
+
     @abstractmethod
     def lower(self, graph: Graph) -> Graph:
         """A copy of ``graph`` that uses only what is legal here.
@@ -152,9 +173,13 @@ class Backend(ABC):
             LoweringError: with every node for which there is no way.
         """
 
-    def lower_and_stamp(self, graph: Graph) -> tuple[Graph, Stamp | None]:
-        """What `lower` gives, and the versions to state where it is written as a model; None: whatever suits it."""
-        return self.lower(graph), None
+    def lower_and_stamp(self, graph: Graph) -> Lowered:
+        """What `lower` gives, and how to write it as a model."""
+        return Lowered(self.lower(graph))
+
+    def next_step(self, path: str | os.PathLike[str]) -> str:
+        """What to do with an ONNX file that was written for it, or ""."""
+        return ""
 
     @abstractmethod
     def compile(self, graph: Graph, **options: Any) -> Executable:
@@ -171,6 +196,14 @@ class Backend(ABC):
             PlanishError: it cannot be lowered or written.
         """
         raise PlanishError(f"{os.fspath(path)}: {self.name} writes {', '.join(self.suffixes)}")
+
+    def check(self, options: Mapping[str, Any]) -> None:
+        """Complain of options for `write` before there is anything to write; whatever is not known is checked there.
+
+        Raises:
+            PlanishError: there is no such option, or it has no such value.
+        """
+        return
 
     def load(self, path: str | os.PathLike[str], **options: Any) -> Executable:
         """What `write` or `Executable.save` wrote."""

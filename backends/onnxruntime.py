@@ -19,7 +19,7 @@ from ..ir.graph import Graph
 from ..ir.tensor import FileTensor, Tensor, TensorError, pack, unpack
 from ..ir.types import UNKNOWN, DType, SequenceType, TensorType, Type
 from ..passes.quantize.targets import target_for
-from .base import Backend, Executable, LoweringError, import_or_explain
+from .base import Backend, Executable, Lowered, LoweringError, import_or_explain
 from .legalize import Stamp, legalize
 from .ort_forms import adapt
 from .ort_quantized import adapt_quantized
@@ -216,9 +216,9 @@ class OnnxRuntime(Backend):
 
     def lower(self, graph: Graph) -> Graph:
         """A copy of ``graph`` in what the installed ONNX Runtime implements."""
-        return self.lower_and_stamp(graph)[0]
+        return self.lower_and_stamp(graph).graph
 
-    def lower_and_stamp(self, graph: Graph, *, custom_ops: bool = False) -> tuple[Graph, Stamp]:
+    def lower_and_stamp(self, graph: Graph, *, custom_ops: bool = False) -> Lowered:
         """The copy, and the versions to state when it is written as a model.
 
         Args:
@@ -229,14 +229,15 @@ class OnnxRuntime(Backend):
         adapt(lowered)
         adapt_quantized(lowered)
         encode(lowered, target_for(f"{self.name}:{self.variant}").activation)
-        return lowered, legalize(lowered, OrtTarget(custom_ops))
+        return Lowered(lowered, legalize(lowered, OrtTarget(custom_ops)))
 
     def compile(self, graph: Graph, **options: Any) -> Executable:
         """A session for ``graph``; for the options see `session_options`."""
         from ..ir.convert.proto import to_proto
 
         settings = _checked(options)
-        lowered, stamp = self.lower_and_stamp(graph, custom_ops=bool(options.get("custom_ops")))
+        lowered, stamp, _ = self.lower_and_stamp(graph, custom_ops=bool(options.get("custom_ops")))
+        assert stamp is not None
         weights = _Weights(lowered)
         model = to_proto(lowered, opset=stamp.opset, ir_version=stamp.ir_version, external=weights)
         try:

@@ -20,7 +20,7 @@ from ..ir.builder import make_node
 from ..ir.quantization import FAKE_QUANTIZE, format_of, is_fake_quantize
 from ..passes.quantize.targets import target_for
 from .ort_target import defines
-from .quantization import Codes, dequantized, encoded_constant, shifted
+from .quantization import Codes, dequantized, encoded_constant, shifted, substitute
 
 __all__ = ["adapt_quantized"]
 
@@ -76,6 +76,22 @@ def adapt_quantized(graph: Graph) -> None:
         _keep_apart(node)
     for node in [n for n in graph.walk() if n.op == "Conv"]:
         _as_bytes(node, known)
+    for node in [n for n in graph.walk() if n.op in ("QuantizeLinear", "DequantizeLinear")]:
+        _in_one_type(node)
+
+
+def _in_one_type(node: Node) -> None:
+    """Numbers of 16 bits with scales of float32: ONNX Runtime 1.31 takes such models, and fails when it runs them."""
+    x, scale, dtype = node.given(0), node.given(1), node.result.dtype
+    if scale.dtype is not DType.FLOAT:
+        return
+    if node.op == "QuantizeLinear" and x.dtype in (DType.FLOAT16, DType.BFLOAT16):
+        cast = op.Cast(x, to=DType.FLOAT)
+        edit.insert_floating([cast], node)
+        edit.set_operand(node, 0, cast)
+    elif node.op == "DequantizeLinear" and dtype is not DType.FLOAT:
+        attrs = {name: value for name, value in node.attrs.items() if name != "output_dtype"}
+        substitute(node, op.Cast(make_node(node.op, node.operands, attrs).result, to=dtype))
 
 
 # recognizing
@@ -289,7 +305,9 @@ def _holds_integers(value: Value) -> bool:
 
 
 def _keep_apart(node: Node) -> None:
-    """Keep ONNX Runtime 1.31 from choosing an integer kernel for a product whose scales no such kernel has."""
+    """Keep ONNX Runtime 1.31 from choosing an integer kernel for a product whose codes or scales no such kernel has."""
+    if any(_holds_floats(node.given(i)) for i in range(2)):
+        _set_apart(node, 0)
     factors = node.operands[:2]
     if not all(map(is_fake_quantize, factors)) or node.result.dtype is not DType.FLOAT:
         return
@@ -301,9 +319,22 @@ def _keep_apart(node: Node) -> None:
             continue
         if i and scale.rank == 1 and operand.rank == 2 and attrs.get("axis", 1) % 2 == columns:
             continue
-        apart = op.Max(operand, constant(DType.FLOAT.lowest, DType.FLOAT))
-        edit.insert_floating([apart], node)
-        edit.set_operand(node, i, apart)
+        _set_apart(node, i)
+
+
+def _set_apart(node: Node, position: int) -> None:
+    operand = node.given(position)
+    apart = op.Max(operand, constant(operand.dtype.lowest, operand.dtype))
+    edit.insert_floating([apart], node)
+    edit.set_operand(node, position, apart)
+
+
+def _holds_floats(value: Value) -> bool:
+    """Whether the codes of a value are floating-point numbers."""
+    node = value.producer
+    if node is not None and node.op == "DequantizeLinear":
+        return node.given(0).dtype.is_floating
+    return is_fake_quantize(value) and node is not None and not format_of(node).is_integer
 
 
 def _packed_weight(weight: Codes, bits: int) -> Value:

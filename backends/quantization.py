@@ -16,7 +16,7 @@ from ..ir.builder import make_node
 from ..ir.quantization import FAKE_QUANTIZE, Format, format_of, parse_format, quantize
 from ..ir.tensor import ArrayTensor
 
-__all__ = ["Codes", "dequantized", "encode", "encoded_constant", "shifted"]
+__all__ = ["Codes", "dequantized", "encode", "encoded_constant", "rounded_in_blocks", "shifted", "substitute"]
 
 _EAGER = 1 << 20  # elements: codes of larger constants are computed when they are wanted
 _SHIFT = 128  # between the codes of int8 and uint8
@@ -66,10 +66,11 @@ def encode(graph: Graph, activation: str = "", *, dynamic_blocks: bool = True) -
     for node in [n for n in graph.walk() if n.op == FAKE_QUANTIZE]:
         if not dynamic_blocks and node.operand(1) is None and node.attrs.get("block_size"):
             continue
-        _substitute(node, _encoded(node, activation, known))
+        substitute(node, _encoded(node, activation, known))
 
 
-def _substitute(node: Node, value: Value) -> None:
+def substitute(node: Node, value: Value) -> None:
+    """Put ``value`` in the place of the result of ``node``, with what it is computed by."""
     for new in edit.insert_floating([value], node):
         new.name = node.name and f"{node.name}/{new.op}"
     edit.replace(node.result, value)
@@ -79,7 +80,7 @@ def _substitute(node: Node, value: Value) -> None:
 def _encoded(node: Node, activation: str, known: dict[tuple[object, ...], Value]) -> Value:
     x, scale, zero_point = node.given(0), node.operand(1), node.operand(2)
     if scale is None:
-        return _dynamic_blocks(node, x) if node.attrs.get("block_size") else _dynamic(x)
+        return rounded_in_blocks(node, x) if node.attrs.get("block_size") else _dynamic(x)
     codes = encoded_constant(node, known)
     if codes is not None:
         return dequantized(codes)
@@ -205,7 +206,7 @@ def _dynamic(x: Value) -> Value:
     return result if number is x else op.Cast(result, to=x.dtype)
 
 
-def _dynamic_blocks(node: Node, x: Value) -> Value:
+def rounded_in_blocks(node: Node, x: Value) -> Value:
     """Blocks along one dimension, each with the scale that its largest magnitude asks for; in plain arithmetic."""
     rank, form, block = x.rank, format_of(node), node.attrs["block_size"]
     assert rank is not None, "blocks of a tensor of unknown rank"

@@ -145,6 +145,9 @@ _ADDED: dict[tuple[str, int], Callable[[Node], bool]] = {
     ("Mod", 28): lambda node: not node.attrs.get("fmod", 0) and not _is_integer(node.operand(0)),
 }
 _USES_ADDITION = {(op, since): test for (ops, since), test in _ADDED.items() for op in ops.split()}
+_SAME: dict[tuple[str, int], Callable[[Node], bool]] = {  # revisions that changed what these nodes do not use
+    ("Split", 18): lambda node: node.operand(1) is not None,
+}
 _NEGATIVE_AXES = 11  # the version in which every axis may count from the back
 
 
@@ -156,7 +159,9 @@ def oldest_opset(node: Node, floor: int = OLDEST) -> int:
         if since <= floor:
             return floor
         test = _USES_ADDITION.get((node.op, since))
-        if not is_compatible(node.op, since) or (test is not None and test(node)) or not _fits(node, older):
+        same = _SAME.get((node.op, since))
+        changed = not is_compatible(node.op, since) and (same is None or not same(node))
+        if changed or (test is not None and test(node)) or not _fits(node, older):
             return since
         if since == _NEGATIVE_AXES and _has_negative_axis(node):
             return since

@@ -5,7 +5,8 @@
 ``speed``    four convolutions of 64 channels on 56 x 56 in ONNX Runtime: processor time of one thread, with the layers
              as they are and factorized, in floating point and in int8
 ``minilm``   all-MiniLM-L6-v2 on the texts of ``quantize_minilm.py``: cosines to the original for plain, whitened and
-             Fisher-weighted decompositions, ratio by ratio, and with ranks chosen together or alike
+             Fisher-weighted decompositions, ratio by ratio, with ranks chosen together or alike, and with factors
+             fitted one after the other
 ``recovery`` the same with only the feed-forward layers at a ratio of 0.5, before and after distillation on first
              paragraphs of docstrings, of the standard library and installed packages, without those that judge
 
@@ -58,7 +59,8 @@ DISTILL = "distill{steps=500}"
 RATIOS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 METHODS: tuple[Any, ...] = ("plain", "fisher", "whitened")
 ALLOCATIONS: tuple[Any, ...] = ("uniform", "global")
-RECOVERY = "distill{steps=2400,batch=48,rate=3e-4,mix=false,holdout=0.01}"
+FITTED = 2_000  # texts that factors are fitted to
+RECOVERY = "distill{steps=2400,batch=48,rate=4e-5,mix=false,holdout=0.01}"
 TEXTS = 30_000  # to learn from
 BUCKETS = (16, 24, 32, 48, 64)  # tokens that texts are padded to
 
@@ -201,6 +203,12 @@ def minilm_table(folder: Path, ratios: Sequence[float]) -> str:
                 changed = at_ratio(graph, plans, LowRank(method=method, allocation=allocation, ratio=ratio), ctx)
                 cells.append(f"{texts.Quality.of(texts.of_graph(changed, data), expected).mean:.4f}")
             print(method, allocation, *cells, file=sys.stderr, flush=True)
+    for allocation in ALLOCATIONS:
+        cells = found[f"whitened, {allocation}, in order"] = []
+        for ratio in ratios:
+            changed, _ = apply(graph, f"low-rank{{ratio={ratio},allocation={allocation}}}", lambda: data.calibration)
+            cells.append(f"{texts.Quality.of(texts.of_graph(changed, data), expected).mean:.4f}")
+        print("in order", allocation, *cells, file=sys.stderr, flush=True)
     header = ["Method, allocation", *map(str, ratios)]
     return markdown("all-MiniLM-L6-v2: mean cosine by ratio", header, [[name, *row] for name, row in found.items()])
 
@@ -221,9 +229,9 @@ def recovery_table(folder: Path) -> str:
     graph, _ = apply(planish.load(texts.export(folder)), "default", None)
     expected = texts.of_graph(graph, data)
     names = [layer.name for layer in layers_of(graph) if len(set(layer.matrix().shape)) > 1]
-    factorized = f"low-rank{{ratio=0.5,only=[{','.join(names)}]}}"
+    factorized = f"low-rank{{ratio=0.5,allocation=uniform,only=[{','.join(names)}]}}"
     train = training_texts()
-    few, all_of_them = (tinybert.batches(t, 48, BUCKETS) for t in (train[: tinybert.CALIBRATION], train))
+    few, all_of_them = (tinybert.batches(t, 48, BUCKETS) for t in (train[:FITTED], train))
     rows, changed = [], graph
     for pipeline, samples in ((factorized, few), (RECOVERY, all_of_them)):
         changed, _ = apply(changed, pipeline, lambda samples=samples: samples, original=graph)

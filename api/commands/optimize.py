@@ -56,9 +56,12 @@ __all__ = ["command"]
 )
 @click.option("--sparse", is_flag=True, help="Write weights as sparse tensors where that saves bytes.")
 @click.option(
-    "--sizes", metavar="NAME=N,…", help="Numbers for named sizes, for targets whose programs have fixed ones."
+    "--sizes", metavar="NAME=N,…", help="Numbers for named sizes, or ranges such as batch=1:8:32 for TensorRT."
 )
 @click.option("--mesh", metavar="AXIS=N,…", help="How several chips are arranged, such as data=2,model=2.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="An option of the program, such as workspace=2GB."
+)
 @click.option("--dump-ir", metavar="DIR", help="Write the graph as text after each pass.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @standard_options
@@ -78,6 +81,7 @@ def command(
     sparse: bool,
     sizes: str | None,
     mesh: str | None,
+    settings: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Optimize MODEL, compare the result with it, and measure both.
@@ -91,7 +95,7 @@ def command(
         install()
     from planish.optimizer import optimize
 
-    options = _options(output, report, target, weights, sparse, sizes, mesh)
+    options = _options(output, report, target, weights, sparse, sizes, mesh, settings)
     written = None
     with progress() as show:
         result = optimize(
@@ -122,7 +126,14 @@ def command(
 
 
 def _options(
-    output: str, report: str | None, target: str, weights: str, sparse: bool, sizes: str | None, mesh: str | None
+    output: str,
+    report: str | None,
+    target: str,
+    weights: str,
+    sparse: bool,
+    sizes: str | None,
+    mesh: str | None,
+    settings: tuple[str, ...],
 ) -> dict[str, Any]:
     """The options for writing ``output``; complains now rather than after all the work."""
     from planish.backends.base import backend
@@ -132,17 +143,34 @@ def _options(
         if path is not None and not Path(path).resolve().parent.is_dir():
             raise PlanishError(f"no such folder: {Path(path).parent}")
     suffix = Path(output).suffix.lower()
-    suffixes = (".onnx",) if suffix == ".onnx" and target == "onnxruntime" else backend(target).suffixes
+    engine = None if suffix == ".onnx" and target == "onnxruntime" else backend(target)
+    suffixes = (".onnx",) if engine is None else engine.suffixes
     if suffix not in suffixes:
         raise PlanishError(f"{output}: for {target}, call it something{' or something'.join(suffixes)}")
-    own = {"sizes": _sizes(sizes), "mesh": mesh}
-    if suffix != ".onnx":
+    if engine is not None and suffix != ".onnx":
         if sparse:
             raise PlanishError("--sparse is for ONNX files")
-        return {name: value for name, value in own.items() if value}
-    if sizes or mesh:
-        raise PlanishError("--sizes and --mesh are for programs, not for ONNX files")
+        own = {"sizes": sizes if engine.takes_ranges else _sizes(sizes), "mesh": mesh, **_settings(settings)}
+        options = {name: value for name, value in own.items() if value is not None and value != {}}
+        engine.check(options)
+        return options
+    if sizes or mesh or settings:
+        raise PlanishError("--sizes, --mesh and --set are for programs, not for ONNX files")
     return {"weights": weights, "sparse": sparse}
+
+
+def _settings(settings: tuple[str, ...]) -> dict[str, Any]:
+    """Options by name: truth values and whole numbers as such, all else as text."""
+    from planish.ir.errors import PlanishError
+
+    known = {"true": True, "false": False}
+    found: dict[str, Any] = {}
+    for text in settings:
+        name, equals, value = text.partition("=")
+        if not name.isidentifier() or not equals or not value:
+            raise PlanishError(f"--set {text!r}: write NAME=VALUE")
+        found[name] = int(value) if value.isdecimal() else known.get(value.lower(), value)
+    return found
 
 
 def _sizes(text: str | None) -> dict[str, int]:

@@ -26,6 +26,7 @@ from typing import Literal
 import numpy as np
 
 from ...ir import ArrayTensor, DType, Graph, LazyTensor, Node, Tensor, TensorType, Value, constant, edit, op
+from ...ir.quantization import FAKE_QUANTIZE
 from ...ir.types import UNKNOWN, compatible
 from ..base import Context, Pass, RequestError
 from ..numerics import Lossy
@@ -111,6 +112,11 @@ def _choose(graph: Graph, dtype: DType, limits: Representable, asked: set[Node])
             kept[reason] += 1
         else:
             forms[node] = form
+    for node in [n for n in forms if n.op == FAKE_QUANTIZE]:
+        users = node.result.users
+        if any(user.op in MATRIX for user in users) and not any(user in forms for user in users):
+            kept["quantized for a layer in float32"] += 1
+            del forms[node]
     for region in _regions(forms):
         if not any(_pays(node, forms[node]) for node in region):
             kept["no matrix product among its neighbours"] += len(region)
@@ -127,7 +133,7 @@ def _why_not(node: Node, form: HalfForm | None, limits: Representable, asked: se
         return "sensitive to rounding"
     if form is None:
         return "not known in half precision"
-    if not any(result in data for result in node.results):
+    if node.op != FAKE_QUANTIZE and not any(result in data for result in node.results):
         return "computed from positions and masks"
     clipped = SATURATES.get(node.op, ())
     values = [node.given(i) for i in form.operands if i not in clipped] + [node.results[i] for i in form.results]

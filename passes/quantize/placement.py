@@ -18,6 +18,7 @@ from .targets import Target
 __all__ = ["KEEPS_RANGE", "Placement", "place", "unfold"]
 
 KEEPS_RANGE = frozenset({"MaxPool", "Resize"})
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
 
 
 @dataclass
@@ -67,8 +68,7 @@ def place(graph: Graph, layers: Sequence[Layer], target: Target) -> Placement:
     for node in drawn:
         _place_other(node, target, placement)
     if target.residual_only:
-        for layer in layers:
-            _place_residual(layer.node, target, placement)
+        _place_residuals(graph, [n for n in chosen if n.op in _CONVOLUTIONS], target, placement)
     return placement
 
 
@@ -92,19 +92,31 @@ def unfold(graph: Graph, layers: Sequence[Layer], target: Target) -> bool:
     return bool(found)
 
 
-def _place_residual(layer: Node, target: Target, placement: Placement) -> None:
-    """Let the addition behind a layer read what it adds to the layer's result quantized, and not that result."""
-    end = end_of(layer, target)
-    if len(end.users) != 1 or end.users[0].op != "Add":
-        return
-    add = end.users[0]
-    for position, operand in _activations(add):
-        if operand is not end and not _is_layer(operand.producer, placement):
-            placement.read(operand, add, position)
+def _place_residuals(graph: Graph, convolutions: Sequence[Node], target: Target, placement: Placement) -> None:
+    """Let additions behind convolutions read the residual branch quantized, and what the convolution gives as it is.
+
+    Where both operands come from convolutions that could add the other one in their epilogue, the residual branch is
+    the one with fewer layers on its way from the input; the second operand, if there are equally many.
+    """
+    ends = {end_of(node, target) for node in convolutions}
+    depths = _depths(graph, placement)
+    for node in graph.nodes:
+        operands = _activations(node) if node.op == "Add" else []
+        if len(operands) != 2 or operands[0][1] is operands[1][1] or operands[0][1].shape != operands[1][1].shape:
+            continue
+        others = [(p, o) for p, o in operands if o not in ends or len(o.users) > 1]
+        if len(others) < 2:
+            position, residual = others[0] if others else min(operands, key=lambda o: (depths.get(o[1], 0), -o[0]))
+            placement.read(residual, node, position)
 
 
-def _is_layer(node: Node | None, placement: Placement) -> bool:
-    return node is not None and node in placement.integers
+def _depths(graph: Graph, placement: Placement) -> dict[Value, int]:
+    """How many layers there are on the longest way to each value."""
+    depths: dict[Value, int] = {}
+    for node in graph.nodes:
+        depth = max((depths.get(o, 0) for o in node.operands if o is not None), default=0)
+        depths.update(dict.fromkeys(node.results, depth + (node in placement.integers)))
+    return depths
 
 
 def end_of(node: Node, target: Target) -> Value:

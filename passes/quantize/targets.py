@@ -37,7 +37,7 @@ class Target:
         absorbs: activations that a quantized layer computes by saturation or in its epilogue.
         computes: operators without weights that have an integer kernel, if operands and results are quantized.
         moves: operators that only move elements, or pick some; they run on integers of one scale.
-        residual_only: whether of an addition only the operand that does not come from a convolution is quantized.
+        residual_only: whether of an addition behind a convolution only the other operand is quantized.
         dynamic: layers for which ranges may be found at run time.
         blocks: layers for which that may be done for blocks of rows.
         block_size: of those: so many neighbours, or whole rows (0), whose products are integers with a scale per row.

@@ -547,3 +547,35 @@ def test_short_weights_of_convolutions_become_bytes_when_they_are_loaded(form: s
     difference = np.abs(got - wanted)
     assert difference.max() < 0.101, "ties may be rounded to the next step, and no further"
     assert (difference > 1e-5).mean() < 0.02
+
+
+@pytest.mark.parametrize("dtype", [DType.FLOAT, DType.FLOAT16])
+@pytest.mark.parametrize("transpose", [False, True])
+def test_float8_codes_of_products_stay_apart(dtype: DType, transpose: bool) -> None:
+    """ONNX Runtime 1.31 would make it a product of integers, and then refuse the model."""
+    weight = constant(numbers(N, K) if transpose else numbers(K, N), DType.FLOAT)
+    weight = weight if dtype is DType.FLOAT else op.Cast(weight, to=dtype)
+
+    def make(x: Value) -> Value:
+        left, right = (FakeQuantize(v, constant(0.01), format="float8e4m3fn") for v in (x, weight))
+        return op.Gemm(left, right, transB=1) if transpose else op.MatMul(left, right)
+
+    check(model(make, dtype=dtype), rtol=1e-6 if dtype is DType.FLOAT else 5e-3)
+
+
+def test_scales_of_float32_for_numbers_of_16_bits() -> None:
+    """As TensorRT wants them. ONNX Runtime 1.31 takes such a model and fails when it runs."""
+    scale, zero = constant(0.01), constant(0, DType.INT8)
+
+    def make(x: Value) -> Value:
+        codes = op.QuantizeLinear(x, scale, zero)
+        back = op.Reshape(
+            op.DequantizeLinear(codes, scale, zero, output_dtype=DType.FLOAT16), constant([-1, K], DType.INT64)
+        )
+        return op.MatMul(
+            back, op.DequantizeLinear(constant(np.ones((K, N), np.int8)), scale, output_dtype=DType.FLOAT16)
+        )
+
+    graph = model(make, X[3], DType.FLOAT16)
+    assert lowered(graph)["Cast"] == 3
+    check(graph, rtol=5e-3)

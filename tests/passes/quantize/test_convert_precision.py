@@ -510,3 +510,24 @@ def test_a_model() -> None:
     assert notes["converted"]
     (expected,), (found,) = (backend("onnxruntime").run(g, inputs).values() for g in (graph, after))
     assert np.abs(found - expected).max() <= 1e-2 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("size", [1, 1e6])
+def test_a_weight_is_quantized_in_the_type_of_its_layer(size: float) -> None:
+    """Without a cast between the two: also where the weight is a single row, and where the layer stays in float32."""
+    graph, notes = converted(
+        f"""g (float[2,4] x, float[2,4] z) => (float[2,1] y, float[2,4] u) <
+          float[4,1] w = {{1, 2, 3, 4}}, float[4,4] v = {{1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4, 5, 6, 7, 8}},
+          float s = {{0.1}}, float big = {{{size}}}> {{
+          a = MatMul (x, v)
+          b = Mul (a, big)
+          q = planish.FakeQuantize <format = "int8"> (w, s)
+          y = MatMul (b, q)
+          u = MatMul (z, v)
+        }}"""
+    )
+    (fake,) = [n for n in graph.walk() if n.op == "planish.FakeQuantize"]
+    (layer,) = fake.result.users
+    assert layer.op == "MatMul"
+    assert fake.result.dtype is (DType.FLOAT16 if size == 1 else DType.FLOAT)
+    assert notes["kept: quantized for a layer in float32"] == (size > 1)

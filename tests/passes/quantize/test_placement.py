@@ -350,14 +350,32 @@ def test_where_convolutions_give_numbers_nothing_is_drawn_in() -> None:
     assert found.readers == {"x": {"a:0"}, "s": {"y:0"}}
 
 
-@pytest.mark.parametrize("projected", [False, True])
-def test_tensorrt_quantizes_what_is_added_to_a_convolution(projected: bool) -> None:
-    body = "p = Conv (x, w3)" if projected else "p = Neg (x)"
+@pytest.mark.parametrize(
+    ("body", "residual"),
+    [
+        ("p = Neg (x) a = Conv (x, w) r = Relu (a) b = Conv (r, w1) s = Add (b, p)", {"p": "s:1"}),
+        ("p = Conv (x, w3) a = Conv (x, w) r = Relu (a) b = Conv (r, w1) s = Add (b, p)", {"p": "s:1"}),
+        ("a = Conv (x, w) r = Relu (a) b = Conv (r, w1) p = Conv (x, w3) s = Add (p, b)", {"p": "s:0"}),
+        ("a = Conv (x, w) b = Conv (x, w1) s = Add (a, b)", {"b": "s:1"}),  # as good as the other
+        ("a = Conv (x, w) r = Conv (a, w1) b = Relu (r) s = Add (b, a)", {"a": "s:1"}),  # which r reads quantized, too
+        ("a = Conv (x, w) s = Add (a, a)", {}),
+        ("a = Conv (x, w) p = Neg (x) n = Neg (a) s = Add (p, n)", {}),  # not behind the convolution
+        ("a = Conv (x, w) p = GlobalAveragePool (x) s = Add (a, p)", {}),  # nothing that a convolution adds
+    ],
+)
+def test_tensorrt_quantizes_the_residual_branch_of_an_addition(body: str, residual: dict[str, str]) -> None:
+    """And nothing else of it: the convolution adds it in its epilogue."""
+    found = Placed(graph(f"{body} y = Conv (s, w2)"), "tensorrt")
+    assert {v: use for v, uses in found.readers.items() for use in uses if use.startswith("s:")} == residual
+    assert found.readers["s"] == {"y:0"}
+
+
+def test_tensorrt_adds_to_products_in_floating_point() -> None:
+    shapes: dict[str, tuple[int, ...]] = {"w": (4, 4), "w1": (4, 4), "s": (4,)}
     found = Placed(
-        graph(f"{body} a = Conv (x, w) r = Relu (a) b = Conv (r, w1) s = Add (b, p) y = Conv (s, w2)"), "tensorrt"
+        graph("a = Gemm (x, w, s) r = Relu (a) b = Gemm (r, w1) y = Add (b, x)", "float[2,4] x", **shapes), "tensorrt"
     )
-    expected = {"x": {"p:0", "a:0"} if projected else {"a:0"}, "r": {"b:0"}, "s": {"y:0"}}
-    assert found.readers == expected | ({} if projected else {"p": {"s:1"}})
+    assert found.readers == {"x": {"a:0"}, "r": {"b:0"}}
 
 
 def test_no_layers() -> None:

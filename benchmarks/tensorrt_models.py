@@ -3,7 +3,8 @@
 ``python benchmarks/tensorrt_models.py ZOO [NAME…] [--precisions fp32 fp16] [--jobs N] [--no-raw] [--json FILE]``, where
 ZOO is what `zoo.py` or `attention_zoo.py` wrote: folders with ``model.onnx``, ``inputs.npz`` and PyTorch's
 ``outputs.npz``. Sizes that a model leaves open are a range from those of the inputs to twice as much. What planish
-emits is run in ONNX Runtime: *error* is the largest difference from PyTorch, relative to the largest magnitude of the output.
+emits is run in ONNX Runtime: *error* is the largest difference from PyTorch, relative to the largest magnitude of the
+output.
 """
 
 from __future__ import annotations

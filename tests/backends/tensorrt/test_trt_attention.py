@@ -11,6 +11,7 @@ import tensorrt_rtx as trt
 
 from planish.backends import backend
 from planish.backends.tensorrt.legality import refusal
+from planish.backends.tensorrt.module import find_module
 from planish.backends.tensorrt.versions import version_of
 from planish.ir import Graph
 from planish.ir.convert.proto import to_proto
@@ -20,7 +21,7 @@ from .trt_check import check, ops
 
 RTX = version_of("rtx")
 RANGES = {"B": (1, 2, 4), "L": (1, 3, 9), "S": (1, 4, 16), "P": (1, 2, 16), "T": (2, 6, 32)}
-LOG = trt.Logger(trt.Logger.INTERNAL_ERROR)
+LOG = find_module(RTX).logger  # that of the whole process
 
 
 def numbers(*shape: int, seed: int = 0) -> np.ndarray:

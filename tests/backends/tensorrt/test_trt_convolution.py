@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import ml_dtypes
 import numpy as np
 import pytest
@@ -14,8 +11,7 @@ from planish.backends.tensorrt.legality import refusal
 from planish.backends.tensorrt.versions import version_of
 from planish.ir import DType
 
-sys.path.insert(0, str(Path(__file__).parent))
-from trt_single import Const, check, lower, single
+from .trt_single import Const, check, lower, single
 
 F = DType.FLOAT
 rng = np.random.default_rng(0)

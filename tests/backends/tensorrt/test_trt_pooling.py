@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -13,8 +10,7 @@ from planish.backends.tensorrt.legality import refusal
 from planish.backends.tensorrt.versions import version_of
 from planish.ir import DType
 
-sys.path.insert(0, str(Path(__file__).parent))
-from trt_single import Const, check, single
+from .trt_single import Const, check, single
 
 F, I64 = DType.FLOAT, DType.INT64
 rng = np.random.default_rng(0)

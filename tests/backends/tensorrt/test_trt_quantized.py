@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +18,7 @@ from planish.ir.convert.proto import to_proto
 from planish.ir.quantization import FAKE_QUANTIZE, parse_format
 from planish.ir.verify import verify
 
-sys.path.insert(0, str(Path(__file__).parent))
-from trt_network import built
+from .trt_network import built
 
 RTX, TEN, EIGHT = version_of("rtx"), version_of("10"), version_of("8.6")
 FakeQuantize = op.domain("planish").FakeQuantize

@@ -11,21 +11,13 @@ import tensorrt_rtx
 
 from planish.backends import LoweringError, backend
 from planish.backends.base import Lowered
+from planish.backends.tensorrt.module import find_module
+from planish.backends.tensorrt.versions import version_of
 from planish.ir import Graph
 from planish.ir.convert.proto import to_proto
 from planish.ir.text import parse
 
 __all__ = ["check", "ops", "refusals"]
-
-
-class _Log(tensorrt_rtx.ILogger):  # type: ignore[misc]
-    def __init__(self) -> None:
-        super().__init__()
-        self.errors: list[str] = []
-
-    def log(self, severity: Any, message: str) -> None:
-        if severity <= tensorrt_rtx.ILogger.Severity.ERROR:
-            self.errors.append(message)
 
 
 def check(
@@ -63,10 +55,11 @@ def refusals(text: str, target: str = "tensorrt:rtx") -> str:
 def _build(lowered: Lowered, inputs: dict[str, np.ndarray[Any, Any]]) -> None:
     stamp = lowered.stamp
     assert stamp is not None
-    log = _Log()
-    builder = tensorrt_rtx.Builder(log)
+    module = find_module(version_of("rtx"))  # whose logger is that of the whole process
+    log = module.listen()
+    builder = tensorrt_rtx.Builder(module.logger)
     network = builder.create_network(0)
-    parser = tensorrt_rtx.OnnxParser(network, log)
+    parser = tensorrt_rtx.OnnxParser(network, module.logger)
     model = to_proto(lowered.graph, opset=stamp.opset, ir_version=stamp.ir_version)
     problems = (
         [parser.get_error(i).desc() for i in range(parser.num_errors)]

@@ -8,22 +8,12 @@ from typing import Any
 
 import tensorrt_rtx as trt
 
+from planish.backends.tensorrt.module import find_module
+from planish.backends.tensorrt.versions import version_of
 from planish.ir import Graph
 from planish.ir.convert.proto import to_proto
 
 MOVES = ("SHUFFLE", "IDENTITY", "SQUEEZE", "UNSQUEEZE")
-
-
-class Log(trt.ILogger):
-    """Keeps errors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.errors: list[str] = []
-
-    def log(self, severity: Any, message: str) -> None:
-        if severity <= trt.ILogger.Severity.ERROR:
-            self.errors.append(message)
 
 
 @dataclass
@@ -44,10 +34,11 @@ def built(graph: Graph, flags: Iterable[str] = (), *, opset: int = 24, size: int
         opset: to state.
         size: of dimensions that are open.
     """
-    log = Log()
-    builder = trt.Builder(log)
+    module = find_module(version_of("rtx"))  # whose logger is that of the whole process
+    log = module.listen()
+    builder = trt.Builder(module.logger)
     network = builder.create_network(0)
-    parser = trt.OnnxParser(network, log)
+    parser = trt.OnnxParser(network, module.logger)
     model = to_proto(graph, opset=opset, ir_version=10).SerializeToString()
     assert parser.parse(model), [parser.get_error(i).desc() for i in range(parser.num_errors)]
     config, profile = builder.create_builder_config(), builder.create_optimization_profile()

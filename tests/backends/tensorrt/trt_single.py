@@ -13,13 +13,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 import planish
 from planish.backends.base import backend
+from planish.backends.tensorrt.module import find_module
+from planish.backends.tensorrt.versions import version_of
 from planish.ir import DType, Graph
 from planish.ir.convert.proto import to_proto
 
 __all__ = ["Const", "check", "lower", "single"]
 
 Array = np.ndarray
-_LOG = trt.Logger(trt.Logger.INTERNAL_ERROR)
+_LOG = find_module(version_of("rtx")).logger  # that of the whole process
 
 
 class Const:

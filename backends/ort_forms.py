@@ -236,8 +236,8 @@ def _matrix(node: Node) -> Value:
 def _raised(value: Value, done: dict[Value, Value], depth: int = 0) -> Value:
     """``value`` with the next number instead of the lowest of its type.
 
-    It is replaced where it comes from: in constants at no cost, in floating-point inputs by a comparison. What is
-    computed otherwise is never exactly this number.
+    It is replaced where it comes from: in constants at no cost, in floating-point inputs and clipped numbers by a
+    comparison. What is computed otherwise is never exactly this number.
     """
     if value not in done:
         done[value] = _raised_once(value, done, depth)
@@ -254,7 +254,7 @@ def _raised_once(value: Value, done: dict[Value, Value], depth: int) -> Value:
         found = np.abs(array) == -lowest  # the largest, too: it may be subtracted
         return constant(np.where(found, np.copysign(above, array), array), value.dtype) if found.any() else value
     node = value.producer
-    if node is None or node.graphs or node.domain or depth > _DEPTH:
+    if node is None or node.graphs or node.domain or depth > _DEPTH or node.op == "Clip":  # which may clip to it
         return op.Where(op.Equal(value, constant(lowest, value.dtype)), constant(above, value.dtype), value)
     if node.op not in _CARRY:
         return value

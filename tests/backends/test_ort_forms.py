@@ -72,6 +72,17 @@ def test_a_mask_that_is_an_input() -> None:
     check(text, q=random(2, 5, 16), k=random(2, 5, 8), v=random(2, 5, 8), m=mask)
 
 
+def test_a_mask_that_is_clipped_to_the_lowest_number() -> None:
+    text = """
+        g (float[B,S,16] q, float[B,S,8] k, float[B,S,8] v, float[B,1,S,S] m) => (float[B,S,16] y) <
+          float low = {-3.4028235e38}, float high = {3.4028235e38} > {
+          clipped = Clip (m, low, high)
+          y = Attention <q_num_heads = 4, kv_num_heads = 2> (q, k, v, clipped) }"""
+    mask = np.where(np.tril(np.ones((2, 1, 5, 5), bool)), 0, -np.inf).astype(np.float32)
+    mask[1, :, 2] = -np.inf
+    check(text, q=random(2, 5, 16), k=random(2, 5, 8), v=random(2, 5, 8), m=mask)
+
+
 @pytest.mark.parametrize("mask", ["", "float[S,S]", "bool[B,1,S,S]"])
 def test_a_soft_cap_is_written_out(mask: str) -> None:
     text = rows(mask, ", m" if mask else "", ", softcap = 2.0, scale = 0.7")

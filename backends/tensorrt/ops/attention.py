@@ -494,6 +494,8 @@ def _rotary_refusal(node: Node, version: Version) -> str:
         return f"{version} must know the heads"
     if (rotated or head) != 2 * cos[-1] or rotated > head:
         return f"{cos[-1]} cosines for heads of {head}"
+    if node.attrs.get("interleaved") and rotated:  # where the input comes from a Split, two of them break its compiler
+        return f"{version} does not always build a part of each head, turned in pairs of neighbours"
     sizes = (x[0], x[-2 if len(x) == 4 else 1])
     if any(
         isinstance(a, int) is not isinstance(b, int) or (isinstance(a, int) and a != b)

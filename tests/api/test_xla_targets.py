@@ -63,7 +63,7 @@ def test_onnx_files_can_be_made_for_the_same_targets(cli, model, tmp_path):
         ("o.tpu", ("--sizes", "batch=2,length=3"), "no input has a size 'length': the named sizes are batch"),
         ("o.engine", (), "call it something.tpu or something.onnx"),
         ("o.tpu", ("--sparse",), "--sparse is for ONNX files"),
-        ("o.onnx", ("--sizes", "batch=2"), "--sizes and --mesh are for programs, not for ONNX files"),
+        ("o.onnx", ("--sizes", "batch=2"), "--sizes, --mesh and --set are for programs, not for ONNX files"),
     ],
 )
 def test_bad_usage_is_one_line_and_leaves_nothing(cli, model, tmp_path, name, arguments, message):

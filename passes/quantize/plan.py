@@ -85,7 +85,7 @@ class Knowledge:
     layers: list[Layer]
     rounded: list[Rounded]
     ranges: dict[Value, tuple[Array, Array]] = field(default_factory=dict)
-    channels: dict[Value, ChannelStatistics] = field(default_factory=dict)
+    channels: dict[Value, dict[int, ChannelStatistics]] = field(default_factory=dict)
     histograms: dict[Value, Histogram] = field(default_factory=dict)
     errors: list[float] = field(default_factory=list)
     drops: list[float] = field(default_factory=list)
@@ -94,6 +94,14 @@ class Knowledge:
     seconds: dict[int, tuple[float, float]] = field(default_factory=dict)
     slower: dict[int, float] = field(default_factory=dict)
     tables: list[Grid] = field(default_factory=list)
+
+    def channels_of(self, layer: Layer) -> ChannelStatistics | None:
+        """The statistics of the channels that ``layer`` multiplies, if there are any."""
+        return self.channels.get(layer.x, {}).get(_channel_axis(layer))
+
+
+def _channel_axis(layer: Layer) -> int:
+    return -1 if layer.in_axis is not None else 1
 
 
 def learn(graph: Graph, layers: Sequence[Layer], settings: Settings, ctx: Context) -> Knowledge:
@@ -136,9 +144,10 @@ def _tell(ctx: Context) -> Callable[[int, int | None], None]:
 def _calibrate(graph: Graph, knowledge: Knowledge, settings: Settings, ctx: Context) -> None:
     """Collect statistics, or read those that were saved."""
     own = [layer for layer in knowledge.layers if layer.node.graph is graph]
-    wanted: dict[Value, list[Any]] = {
-        layer.x: [ChannelStatistics(-1 if layer.in_axis is not None else 1), Shape()] for layer in own
-    }
+    axes: dict[Value, set[int]] = {}
+    for layer in own:
+        axes.setdefault(layer.x, set()).add(_channel_axis(layer))
+    wanted: dict[Value, list[Any]] = {v: [*map(ChannelStatistics, sorted(a)), Shape()] for v, a in axes.items()}
     if settings.activations == "static":
         placement = place(graph, own, settings.target)
         for value in placement.readers:  # of those with another's range, too: with fewer integers they need theirs
@@ -158,7 +167,7 @@ def _calibrate(graph: Graph, knowledge: Knowledge, settings: Settings, ctx: Cont
     for value, statistics in found.items():
         for statistic in statistics:
             if isinstance(statistic, ChannelStatistics):
-                knowledge.channels[value] = statistic
+                knowledge.channels.setdefault(value, {})[statistic.axis] = statistic
             elif isinstance(statistic, Histogram):
                 knowledge.histograms[value] = statistic
             else:
@@ -183,7 +192,7 @@ def _rounded(
     graph: Graph, layers: Sequence[Layer], settings: Settings, knowledge: Knowledge, ctx: Context
 ) -> list[Rounded]:
     if settings.rounding.method not in NEEDS_GRAM:
-        return [round_weight(layer, settings.rounding, knowledge.channels.get(layer.x)) for layer in layers]
+        return [round_weight(layer, settings.rounding, knowledge.channels_of(layer)) for layer in layers]
     found: dict[int, Rounded] = {}
     for group in in_groups({layer.x: _gram_bytes(layer) for layer in layers}, _GRAMS):
         members = [(i, layer) for i, layer in enumerate(layers) if layer.x in group]
@@ -194,7 +203,7 @@ def _rounded(
             ctx.progress(f"rounding the weights of {layer.name}")
             gram = grams.get(layer.x)
             fits = isinstance(gram, ConvGram) is (layer.in_axis is None)
-            found[i] = round_weight(layer, settings.rounding, knowledge.channels.get(layer.x), gram if fits else None)
+            found[i] = round_weight(layer, settings.rounding, knowledge.channels_of(layer), gram if fits else None)
     return [found[i] for i in range(len(layers))]
 
 
@@ -209,7 +218,7 @@ def _gram_bytes(layer: Layer) -> int:
 def _predicted(i: int, knowledge: Knowledge, settings: Settings) -> float:
     """The squared error of layer ``i`` in integers, relative to its result, if its inputs were not correlated."""
     layer, rounded = knowledge.layers[i], knowledge.rounded[i]
-    channels = knowledge.channels.get(layer.x)
+    channels = knowledge.channels_of(layer)
     weight = layer.matrix()
     if channels is None:
         return float(rounded.noise.sum() / max(float(np.square(weight).sum()), _TINY))
@@ -302,7 +311,7 @@ def _in_blocks(i: int, knowledge: Knowledge, settings: Settings) -> Rounded:
             settings.rounding, granularity=settings.target.block_size, method="mse" if method in NEEDS_GRAM else method
         )
         layer = knowledge.layers[i]
-        knowledge.blocks[i] = round_weight(layer, how, knowledge.channels.get(layer.x))
+        knowledge.blocks[i] = round_weight(layer, how, knowledge.channels_of(layer))
     return knowledge.blocks[i]
 
 

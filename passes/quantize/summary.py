@@ -71,7 +71,7 @@ def _has_kernel(layer: Layer, weight: Format, target: Target) -> bool:
 
 
 def _range(layer: Layer, knowledge: Knowledge) -> tuple[float | None, float | None]:
-    channels = knowledge.channels.get(layer.x)
+    channels = knowledge.channels_of(layer)
     return (None, None) if channels is None else (float(channels.low.min()), float(channels.high.max()))
 
 

@@ -310,3 +310,22 @@ def test_smoothing_does_not_make_outliers_of_channels_that_were_hardly_seen(lab)
     alone, _ = lab.quantized(graph, "activations=dynamic", data)
     smoothed, _ = lab.quantized(graph, "activations=dynamic", data, before="smooth,")
     assert lab.sqnr(graph, smoothed, fresh) > lab.sqnr(graph, alone, fresh) - 3
+
+
+def test_a_convolution_and_a_product_may_read_one_value(lab):
+    """Each has channels along another dimension."""
+    rng = np.random.default_rng(5)
+    weights = [rng.standard_normal(shape).astype(np.float32) for shape in ((4, 3, 3, 3), (8, 8))]
+
+    def body(x):
+        results = op.Conv(x, constant(weights[0]), pads=[1, 1, 1, 1]), op.MatMul(x, constant(weights[1]))
+        return op.Concat(*results, axis=1)
+
+    graph = lab.build(body, 2, 3, 8, 8)
+    scale = np.array([1, 3, 9], np.float32)[:, None, None]
+    data = [{"x": (rng.standard_normal((2, 3, 8, 8)) * scale).astype(np.float32)} for _ in range(4)]
+    for options in ("", "activations=float"):
+        other, record = lab.quantized(graph, options, data)
+        assert len(record.table) == 2
+        assert len(lab.fakes(other).weights) == 2
+        assert lab.sqnr(graph, other, data) > 25

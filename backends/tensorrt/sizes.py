@@ -17,6 +17,7 @@ __all__ = [
     "plus",
     "reshape",
     "size_of",
+    "size_vector",
     "times",
     "vector",
 ]
@@ -38,6 +39,11 @@ def vector(sizes: Sequence[Size]) -> Value:
         return constant(np.array(sizes, np.int64))
     parts = [_tensor(s) for s in sizes]
     return parts[0] if len(parts) == 1 else op.Concat(*parts, axis=0)
+
+
+def size_vector(x: Value, axis: int) -> Value:
+    """The size of a dimension of ``x`` as a vector of one."""
+    return _tensor(size_of(x, axis))
 
 
 def _tensor(size: Size) -> Value:

@@ -13,7 +13,8 @@ from ..legality import FLOATS, READ, Row
 from ..sizes import Size, iota, plus, reshape, size_of, times, vector
 from ..versions import Version
 from .control import nested
-from .grids import as_float, cast, float_size, number
+from .elementwise import cast
+from .grids import as_float, float_size, number
 
 __all__ = ["FORMS", "ROWS"]
 

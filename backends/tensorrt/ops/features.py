@@ -14,8 +14,8 @@ import numpy as np
 
 from ....ir import DType, Node, Value, constant, op
 from ..legality import INDICES
+from ..sizes import size_vector
 from ..versions import Version
-from .shapes import size_of
 
 __all__ = ["FORMS", "ROWS"]
 
@@ -161,7 +161,7 @@ def _ensemble(node: Node, version: Version) -> Sequence[Value] | None:
     trees, targets = _trees_of(node), node.attrs["n_targets"]
     if x.dtype is not DType.FLOAT:
         x = op.Cast(x, to=DType.FLOAT)
-    at = op.Expand(constant(trees.roots, _INT64), op.Concat(size_of(x, 0), _ints(len(trees.roots)), axis=0))
+    at = op.Expand(constant(trees.roots, _INT64), op.Concat(size_vector(x, 0), _ints(len(trees.roots)), axis=0))
     for _ in range(trees.depth()):
         at = op.Where(_goes_true(trees, x, at), _look_up(trees.children[:, 1], at), _look_up(trees.children[:, 0], at))
     empty = {_MIN: np.finfo(np.float32).max, _MAX: np.finfo(np.float32).min}.get(how, 0.0)

@@ -17,8 +17,9 @@ from ....ir.builder import make_node
 from ..legality import FLOATS, Row, refusal
 from ..sizes import Size, decided, iota, reshape, size_of, times, vector
 from ..versions import Version
+from .elementwise import cast
 
-__all__ = ["FORMS", "ROWS", "as_float", "cast", "float_size", "number"]
+__all__ = ["FORMS", "ROWS", "as_float", "float_size", "number"]
 
 
 def number(value: float) -> Value:
@@ -29,11 +30,6 @@ def number(value: float) -> Value:
 def as_float(x: Value) -> Value:
     """``x`` in float32."""
     return x if x.dtype is DType.FLOAT else op.Cast(x, to=DType.FLOAT)
-
-
-def cast(x: Value, dtype: DType) -> Value:
-    """``x`` in another type."""
-    return x if x.dtype is dtype else op.Cast(x, to=dtype)
 
 
 def float_size(size: Size) -> Value:

@@ -15,9 +15,10 @@ from ....ir import DType, Node, Value, constant, op
 from ....ir.builder import make_node
 from ....ir.types import TensorType, Type
 from ..legality import FLOATS, INDICES, NUMBERS, Row
+from ..sizes import size_vector
 from ..versions import Version
 from .control import nested
-from .shapes import MOVED, check_moved, size_of, sized
+from .shapes import MOVED, check_moved, sized
 
 __all__ = ["FORMS", "ROWS"]
 
@@ -102,7 +103,9 @@ def _along_axis(node: Node) -> Value | None:
         return None
     dim = x.shape[node.attrs.get("axis", 0)]
     return (
-        constant(dim, _INT64) if isinstance(dim, int) else op.Squeeze(size_of(x, node.attrs.get("axis", 0)), _ints(0))
+        constant(dim, _INT64)
+        if isinstance(dim, int)
+        else op.Squeeze(size_vector(x, node.attrs.get("axis", 0)), _ints(0))
     )
 
 
@@ -257,7 +260,7 @@ def _positions(node: Node, condition: Value, version: Version) -> Value | None:
 
 def _first(condition: Value, count: int) -> Value:
     """The positions of the first ``count`` that hold, in order."""
-    length = op.Squeeze(size_of(condition, 0), _ints(0))
+    length = op.Squeeze(size_vector(condition, 0), _ints(0))
     order = op.Range(constant(0, _INT64), length, constant(1, _INT64))
     _, found = op.TopK(op.Where(condition, order, length), _ints(count), axis=0, largest=0)
     return found
@@ -273,7 +276,7 @@ def _non_zero(node: Node, version: Version) -> Sequence[Value] | None:
     place = _first(op.Reshape(holds, _ints(-1)), count)
     rows: list[Value] = []
     for axis in reversed(range(len(x.shape))):
-        size = op.Squeeze(size_of(x, axis), _ints(0))
+        size = op.Squeeze(size_vector(x, axis), _ints(0))
         rows.insert(0, op.Unsqueeze(op.Mod(place, size) if axis else place, _ints(0)))
         place = op.Div(place, size)
     return [op.Concat(*rows, axis=0)]
@@ -289,8 +292,8 @@ def _unique(node: Node, version: Version) -> Sequence[Value] | None:
     else:
         axis %= len(x.shape)
         others = [i for i in range(len(x.shape)) if i != axis]
-        rows = op.Reshape(op.Transpose(x, perm=(axis, *others)), op.Concat(size_of(x, axis), _ints(-1), axis=0))
-    number = op.Squeeze(size_of(rows, 0), _ints(0))
+        rows = op.Reshape(op.Transpose(x, perm=(axis, *others)), op.Concat(size_vector(x, axis), _ints(-1), axis=0))
+    number = op.Squeeze(size_vector(rows, 0), _ints(0))
     order = op.Range(constant(0, _INT64), number, constant(1, _INT64))
     left, right = op.Unsqueeze(rows, _ints(1)), op.Unsqueeze(rows, _ints(0))
     is_same = _all(op.Equal(left, right), 2)
@@ -340,7 +343,7 @@ def _how_many(node: Node, is_first: Value, version: Version) -> Value | None:
             return constant(count, _INT64)
     if version.rtx:
         return None
-    return op.Squeeze(size_of(op.NonZero(is_first), 1), _ints(0))
+    return op.Squeeze(size_vector(op.NonZero(is_first), 1), _ints(0))
 
 
 def _top_k(node: Node, version: Version) -> Sequence[Value] | None:
@@ -501,7 +504,7 @@ def _one_by_one(x: Value, rows: Value, blocks: Value, reduction: str) -> Value:
         ("again", TensorType(DType.BOOL, ())),
         ("data", x.type),
     ]
-    count = op.Squeeze(size_of(rows, 0), _ints(0))
+    count = op.Squeeze(size_vector(rows, 0), _ints(0))
     return make_node("Loop", (count, constant(True, DType.BOOL), x), {"body": nested("updates", inputs, body)}).result
 
 

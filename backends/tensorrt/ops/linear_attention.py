@@ -10,6 +10,7 @@ from ....ir import DType, Node, Value, constant, op
 from ..legality import Row
 from ..versions import Version
 from . import Form
+from .elementwise import cast
 
 __all__ = ["FORMS", "ROWS"]
 
@@ -32,7 +33,7 @@ def _linear_attention(node: Node, version: Version) -> list[Value] | None:
     else:
         return None
     past, dtype = node.operand(3), node.given(0).dtype
-    values = [_cast(answer, dtype), _cast(state, dtype if past is None else past.dtype)]
+    values = [cast(answer, dtype), cast(state, dtype if past is None else past.dtype)]
     return values[: len(node.results)]
 
 
@@ -137,11 +138,7 @@ def _taps(padded: Value, weight: Value, before: int) -> Value:
 
 
 def _float(value: Value) -> Value:
-    return _cast(value, DType.FLOAT)
-
-
-def _cast(value: Value, to: DType) -> Value:
-    return value if value.dtype is to else op.Cast(value, to=to)
+    return cast(value, DType.FLOAT)
 
 
 def _reshaped(value: Value, *shape: int) -> Value:

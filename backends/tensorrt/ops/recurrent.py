@@ -14,9 +14,10 @@ from ....ir import DType, Node, Value, constant, op
 from ....ir.builder import make_node
 from ....ir.types import TensorType, Type
 from ..legality import FLOATS, Row
+from ..sizes import size_vector
 from ..versions import Version
 from .control import nested
-from .shapes import check_moved, size_of
+from .shapes import check_moved
 
 __all__ = ["FORMS", "ROWS"]
 
@@ -166,7 +167,7 @@ class _Cell:
         given = self.part(position)
         if given is not None:
             return given
-        shape = op.Concat(size_of(like, 1), constant([self.hidden], DType.INT64), axis=0)
+        shape = op.Concat(size_vector(like, 1), constant([self.hidden], DType.INT64), axis=0)
         return op.Expand(constant(0.0, like.dtype), shape)
 
 
@@ -240,7 +241,7 @@ def _reversed(x: Value, lengths: Value) -> Value:
 
 def _is_inside(x: Value, lengths: Value) -> Value:
     """By step and sequence, whether the step belongs to it."""
-    steps = op.Range(constant(0, DType.INT64), op.Squeeze(size_of(x, 0)), constant(1, DType.INT64))
+    steps = op.Range(constant(0, DType.INT64), op.Squeeze(size_vector(x, 0)), constant(1, DType.INT64))
     steps = op.Reshape(steps, constant([-1, 1, 1], DType.INT64))
     return op.Less(steps, op.Unsqueeze(op.Cast(lengths, to=DType.INT64), constant([0, 2], DType.INT64)))
 

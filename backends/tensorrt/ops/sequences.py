@@ -16,8 +16,8 @@ from ....ir.builder import make_node
 from ....ir.clone import clone_graph
 from ....ir.dims import Dim
 from ...base import Problem
+from ..sizes import size_vector
 from .control import copied, unrolled
-from .shapes import size_of
 
 __all__ = ["FORMS", "ROWS", "resolve"]
 
@@ -44,7 +44,7 @@ class _Parts:
 
     def count(self) -> Value:
         """How many there are."""
-        size = op.Squeeze(size_of(self.x, self.axis), constant([0], _INT64))
+        size = op.Squeeze(size_vector(self.x, self.axis), constant([0], _INT64))
         last = constant(self.size - 1, _INT64)
         return op.Div(op.Add(size, last), constant(self.size, _INT64))
 

@@ -19,8 +19,7 @@ from ....passes.fuse.views import shape_vector
 from ....passes.rules import NoMatch
 from ....passes.simplify.reshapes import reshape_to
 from ..legality import INDICES, NUMBERS, QUANTIZED, Row
-from ..sizes import floor_divide, plus, times, vector
-from ..sizes import size_of as known_size
+from ..sizes import floor_divide, plus, size_of, times, vector
 from ..versions import Version
 
 __all__ = [
@@ -31,7 +30,6 @@ __all__ = [
     "check_moved",
     "most_trips",
     "moving_part",
-    "size_of",
     "sized",
     "unfit",
 ]
@@ -202,14 +200,6 @@ ROWS: dict[str, Row] = {
 # --- forms -----------------------------------------------------------------------------------------------------------
 
 
-def size_of(value: Value, axis: int) -> Value:
-    """The size of an axis as a vector of one: a constant where it is known."""
-    assert value.shape is not None
-    axis %= len(value.shape)
-    dim = value.shape[axis]
-    return constant([dim], DType.INT64) if isinstance(dim, int) else op.Shape(value, start=axis, end=axis + 1)
-
-
 def _view(node: Node, version: Version) -> Sequence[Value] | None:
     """Squeeze and Unsqueeze with axes that are known only when it runs, though the shape of the result is known."""
     x, shape = node.given(0), node.result.shape
@@ -347,7 +337,7 @@ def _split(node: Node, version: Version) -> Sequence[Value] | None:
     if node.operand(1) is not None or x.rank is None:
         return None
     axis = node.attrs.get("axis", 0) % x.rank
-    size = known_size(x, axis)
+    size = size_of(x, axis)
     each = floor_divide(plus(size, count - 1), count)
     if isinstance(size, int) and isinstance(each, int):
         sizes = [min(each, size - i * each) for i in range(count)]

@@ -7,15 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tensorrt_rtx
 
 from planish.backends import LoweringError, backend
 from planish.backends.base import Lowered
-from planish.backends.tensorrt.module import find_module
-from planish.backends.tensorrt.versions import version_of
 from planish.ir import Graph
 from planish.ir.convert.proto import to_proto
 from planish.ir.text import parse
+
+from .trt_single import build_engine
 
 __all__ = ["check", "ops", "refusals"]
 
@@ -28,7 +27,9 @@ def check(
     lowered = backend("tensorrt:rtx").lower_and_stamp(graph)
     assert isinstance(lowered, Lowered)
     arrays = {v.name: np.asarray(inputs[v.name], v.dtype.numpy) for v in graph.inputs}
-    _build(lowered, arrays)
+    assert lowered.stamp is not None
+    model = to_proto(lowered.graph, opset=lowered.stamp.opset, ir_version=lowered.stamp.ir_version)
+    build_engine(model.SerializeToString(), arrays)
     if expected is None:
         expected = backend(engine).run(graph, arrays)
     found = backend(engine).run(lowered.graph, arrays)
@@ -50,31 +51,3 @@ def refusals(text: str, target: str = "tensorrt:rtx") -> str:
     with pytest.raises(LoweringError) as caught:
         backend(target).lower_and_stamp(parse(text))
     return str(caught.value)
-
-
-def _build(lowered: Lowered, inputs: dict[str, np.ndarray[Any, Any]]) -> None:
-    stamp = lowered.stamp
-    assert stamp is not None
-    module = find_module(version_of("rtx"))  # whose logger is that of the whole process
-    log = module.listen()
-    builder = tensorrt_rtx.Builder(module.logger)
-    network = builder.create_network(0)
-    parser = tensorrt_rtx.OnnxParser(network, module.logger)
-    model = to_proto(lowered.graph, opset=stamp.opset, ir_version=stamp.ir_version)
-    problems = (
-        [parser.get_error(i).desc() for i in range(parser.num_errors)]
-        if not parser.parse(model.SerializeToString())
-        else []
-    )
-    assert not problems, problems
-    profile = builder.create_optimization_profile()
-    for i in range(network.num_inputs):
-        tensor = network.get_input(i)
-        array = inputs[tensor.name]
-        if tensor.is_shape_tensor:
-            profile.set_shape_input(tensor.name, *[array.ravel().tolist()] * 3)
-        if -1 in tuple(tensor.shape):
-            profile.set_shape(tensor.name, *[array.shape] * 3)
-    config = builder.create_builder_config()
-    config.add_optimization_profile(profile)
-    assert builder.build_serialized_network(network, config) is not None, log.errors

@@ -18,7 +18,7 @@ from planish.backends.tensorrt.versions import version_of
 from planish.ir import DType, Graph
 from planish.ir.convert.proto import to_proto
 
-__all__ = ["Const", "check", "lower", "single"]
+__all__ = ["Const", "build_engine", "check", "lower", "single"]
 
 Array = np.ndarray
 _LOG = find_module(version_of("rtx")).logger  # that of the whole process
@@ -74,7 +74,7 @@ def single(
 def lower(graph: Graph, feed: dict[str, Array], version: str = "rtx") -> Graph:
     """The lowered graph, of which an engine is built."""
     lowered, stamp, _ = backend(f"tensorrt:{version}").lower_and_stamp(graph)
-    _build(to_proto(lowered, opset=stamp.opset, ir_version=stamp.ir_version).SerializeToString(), feed)
+    build_engine(to_proto(lowered, opset=stamp.opset, ir_version=stamp.ir_version).SerializeToString(), feed)
     return lowered
 
 
@@ -83,7 +83,8 @@ def _builder() -> Any:
     return trt.Builder(_LOG)
 
 
-def _build(model: bytes, feed: dict[str, Array]) -> None:
+def build_engine(model: bytes, feed: dict[str, Array]) -> None:
+    """Build an engine for the sizes of ``feed``."""
     builder = _builder()
     network = builder.create_network(0)
     parser = trt.OnnxParser(network, _LOG)

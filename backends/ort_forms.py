@@ -28,6 +28,7 @@ _IN_BLOCKS = "com.microsoft.MultiHeadAttention"
 _SCORES = 1 << 21  # of a head, from which on blocks are faster than whole heads (measured)
 _SINGLE = 1 << 16  # and where there is one head only, which is one thread's work
 _DEPTH = 12
+_ACROSS = 4  # nodes that ONNX Runtime might move a transposition across
 _COMPUTE = frozenset(["Cast", "Mul", "Neg"])
 _CARRY = _COMPUTE | {  # operators whose results may be elements of their operands
     *("Add", "Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Max", "Min", "Pad"),
@@ -202,6 +203,33 @@ def _group_normalization(node: Node) -> bool:
     return False
 
 
+def _product(node: Node) -> bool:
+    """With operands of one rank: ONNX Runtime 1.31 crashes where it has taken a transposition of rows into a product.
+
+    That is so in float16, where the first dimension of one operand is moved and the other has another rank.
+    """
+    a, b = node.given(0), node.given(1)
+    if a.dtype is not DType.FLOAT16 or a.shape is None or b.shape is None or not _is_turned(a) | _is_turned(b):
+        return False
+    missing = len(a.shape) - len(b.shape)
+    position, low = (1, b) if missing > 0 else (0, a)
+    if missing and low.rank != 1:
+        wide = op.Unsqueeze(low, constant(list(range(abs(missing))), DType.INT64))
+        edit.insert_floating([wide], node)
+        edit.set_operand(node, position, wide)
+    return False
+
+
+def _is_turned(value: Value, depth: int = 0) -> bool:
+    """Whether a transposition that moves the first dimension stands before it, perhaps with others in between."""
+    node = value.producer
+    if node is None or depth > _ACROSS:
+        return False
+    if node.op == "Transpose" and list(node.attrs.get("perm", (-1,)))[:1] != [0]:
+        return True
+    return any(o is not None and _is_turned(o, depth + 1) for o in node.operands)
+
+
 def _mask(node: Node) -> Value:
     """The mask of an Attention as its kernel wants it: additive, a full matrix, and without the lowest number.
 
@@ -272,5 +300,6 @@ _FORMS = {
     "Attention": _attention,
     "GroupNormalization": _group_normalization,
     "LayerNormalization": _layer_normalization,
+    "MatMul": _product,
     "Swish": _swish,
 }

@@ -187,3 +187,37 @@ def test_swish(attrs: str) -> None:
     text = f"g (float[B,8] x) => (float[B,8] y) {{ y = Swish{attrs} (x) }}"
     assert lowered(text)[1]["Sigmoid"] == 1
     check(text, x=random(3, 8))
+
+
+@pytest.mark.parametrize(
+    ("x", "perm", "between", "product", "y"),
+    [
+        ("3,2,4", "1,0,2", "", "MatMul (t, w)", "2,3,5"),
+        ("3,2,4", "1,0,2", "i = Cast <to = 1> (t) t1 = Cast <to = 10> (i)", "MatMul (t1, w)", "2,3,5"),
+        ("3,2,5", "1,2,0", "", "MatMul (w, t)", "2,4,3"),
+        ("2,3,2,4", "1,2,0,3", "", "MatMul (t, w)", "3,2,2,5"),
+    ],
+)
+def test_transposed_rows_in_float16(x: str, perm: str, between: str, product: str, y: str) -> None:
+    """ONNX Runtime would crash on them: a product gets operands of one rank, which it does not fuse so."""
+    text = f"""
+        g (float16[{x}] x, float16[3,4] c) => (float16[{y}] y, float16[3,4] z) <
+          float16[4,5] w = {{{", ".join("1" for _ in range(20))}}}, float16[4] b = {{1, 1, 1, 1}}> {{
+          t = Transpose <perm = [{perm}]> (x)
+          {between}
+          y = {product}
+          z = Add (c, b) }}"""
+    graph, found = lowered(text)
+    assert found["Unsqueeze"] == 1
+    node = next(n for n in graph.nodes if n.op == "MatMul")
+    assert node.given(0).rank == node.given(1).rank
+    values = np.random.default_rng(0).integers(-8, 8, [int(n) for n in x.split(",")])
+    check(text, x=values.astype(np.float16), c=np.ones((3, 4), np.float16))
+
+
+def test_rows_in_float16_that_stay() -> None:
+    text = """
+        g (float16[2,3,4] x, float16[4,5] w) => (float16[3,2,5] y) {
+          m = MatMul (x, w)
+          y = Transpose <perm = [1,0,2]> (m) }"""
+    assert lowered(text)[1] == {"MatMul": 1, "Transpose": 1}

@@ -227,6 +227,8 @@ def _one_hot(node: Node, version: Version) -> Sequence[Value] | None:
         return None
     if depth.rank:
         depth = op.Reshape(depth, _ints(*[]))
+    if indices.dtype.is_integer and indices.dtype not in INDICES:
+        return [op.OneHot(op.Cast(indices, to=_INT64), depth, values, **node.attrs)]
     if non_negative(indices):
         return None if depth is node.given(1) else [op.OneHot(indices, depth, values, **node.attrs)]
     size = depth if depth.dtype is indices.dtype else op.Cast(depth, to=indices.dtype)

@@ -117,6 +117,12 @@ def test_one_hot_counts_from_the_end_and_ignores_what_is_out_of_range(axis: int)
     check(text, i=[[0, -1, 3], [4, -4, -5]], depth=np.int64(4))
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_one_hot_of_small_integers(dtype: str) -> None:
+    text = f"g ({dtype}[3] i) => (y) <int64 d = {{3}}, float[2] v = {{0.5, 2.0}}> {{ y = OneHot (i, d, v) }}"
+    check(text, engine="reference", i=np.array([0, 2, 5], dtype))
+
+
 def test_one_hot_takes_a_depth_that_the_graph_states() -> None:
     text = """g (int64[2] i, float depth, float[2] v) => (float[2,SIZE] y) { y = OneHot (i, depth, v) }"""
     check(text.replace("SIZE", "4"), i=[1, -2], depth=np.float32(4), v=np.array([0, 1], np.float32))

@@ -7,8 +7,8 @@
 ``minilm``   all-MiniLM-L6-v2 on the texts of ``quantize_minilm.py``: cosines to the original for plain, whitened and
              Fisher-weighted decompositions, ratio by ratio, with ranks chosen together or alike, and with factors
              fitted one after the other
-``recovery`` the same with only the feed-forward layers at a ratio of 0.5, before and after distillation on first
-             paragraphs of docstrings, of the standard library and installed packages, without those that judge
+``recovery`` the same with only the feed-forward layers at a ratio of 0.5, before and after distillation on paragraphs
+             of docstrings, of the standard library and installed packages, without those that judge
 
 Accuracy is measured with every layer factorized, whether it is faster or not; ``speed`` takes what is faster.
 """
@@ -59,9 +59,9 @@ DISTILL = "distill{steps=500}"
 RATIOS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 METHODS: tuple[Any, ...] = ("plain", "fisher", "whitened")
 ALLOCATIONS: tuple[Any, ...] = ("uniform", "global")
-FITTED = 2_000  # texts that factors are fitted to
-RECOVERY = "distill{steps=2400,batch=48,rate=4e-5,mix=false,holdout=0.01}"
-TEXTS = 30_000  # to learn from
+FITTED = 6_000  # texts that factors are fitted to
+RECOVERY = "distill{steps=3600,batch=48,rate=1e-4,mix=false,holdout=0.01,skip=[Gather]}"
+TEXTS = 40_000  # to learn from
 BUCKETS = (16, 24, 32, 48, 64)  # tokens that texts are padded to
 
 
@@ -244,13 +244,13 @@ def recovery_table(folder: Path) -> str:
 
 
 def training_texts() -> list[str]:
-    """First paragraphs of docstrings, those of the standard library first, and none that is judged by."""
+    """Paragraphs of docstrings, those of the standard library first, and none that is judged by."""
     judged = {text for text in minilm.sentences(texts.MODULES) if len(text) > texts.SHORTEST}
     specs = (importlib.util.find_spec(name) for name in tinybert.TRAIN)
     packages = [Path(spec.origin).parent for spec in specs if spec is not None and spec.origin]
     found: list[str] = []
     for folders in ([Path(sysconfig.get_paths()["stdlib"])], packages):
-        paragraphs = (" ".join(d.split("\n\n")[0].split()) for f in folders for d in tinybert.docstrings(f))
+        paragraphs = (" ".join(p.split()) for f in folders for d in tinybert.docstrings(f) for p in d.split("\n\n"))
         own = sorted({p for p in paragraphs if len(p) > texts.SHORTEST} - judged - set(found))
         np.random.default_rng(0).shuffle(own)
         found += own

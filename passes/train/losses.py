@@ -18,6 +18,7 @@ __all__ = [
 ]
 
 _TINY = 1e-6
+_FEW = 4  # rows
 _NEVER = -1e9  # a score that leaves nothing after softmax
 
 
@@ -54,7 +55,8 @@ def similarity_error(t: Any, s: Any) -> Any:
     """How far the cosines between rows differ from the teacher's: the mean square over the variance of the teacher's.
 
     Args:
-        t: one vector per row, [rows, width]; more dimensions count as width.
+        t: one vector per row, [rows, width]; more dimensions count as width. The loss of fewer than four rows is 0: the
+            variance of so few cosines may be next to nothing.
         s: likewise; the width may be another one.
     """
     import jax.numpy as jnp
@@ -64,9 +66,11 @@ def similarity_error(t: Any, s: Any) -> Any:
         unit = flat / jnp.sqrt(jnp.square(flat).sum(-1, keepdims=True) + _TINY)
         return unit @ unit.T
 
+    if t.shape[0] < _FEW:
+        return jnp.zeros(())
     others = 1 - jnp.eye(t.shape[0])  # a row is as similar to itself as can be, which says nothing
     of_t = cosines(t)
-    count = jnp.maximum(others.sum(), 1)
+    count = others.sum()
     spread = (jnp.square(of_t - (of_t * others).sum() / count) * others).sum() / count
     return (jnp.square(of_t - cosines(s)) * others).sum() / count / (spread + _TINY)
 

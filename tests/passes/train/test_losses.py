@@ -56,6 +56,13 @@ def test_similarities_are_compared_whatever_the_width_and_the_rotation():
     np.testing.assert_allclose(losses.similarity_error(t, s), np.square(of_t - of_s).mean() / of_t.var(), rtol=1e-4)
 
 
+def test_few_rows_say_nothing_about_similarities():
+    t = drawn(3, 5)
+    assert losses.similarity_error(t, drawn(3, 5, seed=1)) == 0
+    t = np.concatenate([t, drawn(1, 5, seed=2)])
+    assert losses.similarity_error(t, drawn(4, 5, seed=1)) > 0
+
+
 def reference(q, k, q2, k2, mask, heads):
     """KL of softmax(QK^T/sqrt d) of one from the other, mean over rows, heads and queries."""
 

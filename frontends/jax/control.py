@@ -7,8 +7,8 @@ from typing import Any
 
 from ...ir.graph import Value
 from ...ir.types import DType, TensorType
+from ..sizes import dim_of
 from .shapes import reverse
-from .sizes import dim_of
 from .translate import Equation, Translator, rule, type_of
 
 __all__: list[str] = []

@@ -7,11 +7,11 @@ from typing import Any
 
 from ...ir.graph import Value
 from ...ir.types import DType
+from ..emit import Refused
+from ..sizes import dim_of, integer
 from .elementwise import convert
-from .emit import Refused
 from .linear import product_types
 from .shapes import dilate, reverse
-from .sizes import dim_of, integer
 from .translate import Equation, Translator, rule
 
 __all__: list[str] = []

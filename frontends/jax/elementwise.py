@@ -13,8 +13,9 @@ import numpy as np
 
 from ...ir.graph import Value
 from ...ir.types import DType
+from .. import exact
+from ..emit import Refused
 from . import idioms
-from .emit import Refused
 from .translate import Equation, Translator, rule
 
 __all__: list[str] = []
@@ -51,7 +52,7 @@ def _arithmetic(t: Translator, eqn: Equation, x: Value, y: Value) -> Any:
     neutral = {"max": -math.inf, "min": math.inf}.get(eqn.name)
     if neutral is not None and x.dtype.is_floating:  # jax guards its softmax so, against the maximum of nothing
         for a, b in ((x, y), (y, x)):
-            if idioms.is_number(a, neutral) and b.shape == eqn.shape:
+            if exact.is_number(a, neutral) and b.shape == eqn.shape:
                 return b
     return idioms.arithmetic(t, eqn.name, x, y) or idioms.elementwise(t, _ARITHMETIC[eqn.name], x, y)
 
@@ -112,36 +113,11 @@ def _round(t: Translator, eqn: Equation, x: Value) -> Any:
     return op.Mul(op.Sign(x), op.Add(whole, t.cast(up, x.dtype)))
 
 
-def _divisible(t: Translator, x: Value, y: Value) -> tuple[Value, Value | None, Value | None]:
-    """A divisor that no processor traps at, and where ``y`` is 0, and where it is -1 (None: nowhere).
-
-    The smallest integer divided by -1 does not fit, and traps like a division by 0.
-    """
-    if y.const is not None:
-        numbers = y.const.numpy()
-        zero, minus = bool((numbers == 0).any()), x.dtype.is_signed and bool((numbers == -1).any())
-    else:
-        zero, minus = True, x.dtype.is_signed
-    op, one = t.op, t.scalar(1, y.dtype)
-    at_zero = op.Equal(y, t.scalar(0, y.dtype)) if zero else None
-    at_minus = op.Equal(y, t.scalar(-1, y.dtype)) if minus else None
-    for at in (at_zero, at_minus):
-        y = y if at is None else op.Where(at, one, y)
-    return y, at_zero, at_minus
-
-
 @rule("div")
 def _div(t: Translator, eqn: Equation, x: Value, y: Value) -> Any:
-    op = t.op
     if not x.dtype.is_integer:
         return idioms.quotient(t, x, y) or idioms.elementwise(t, "Div", x, y)
-    y, at_zero, at_minus = _divisible(t, x, y)
-    quotient = op.Div(x, y)  # rounds towards zero, as in jax
-    if at_minus is not None:
-        quotient = op.Where(at_minus, op.Sub(t.scalar(0, x.dtype), x), quotient)
-    if at_zero is not None:
-        quotient = op.Where(at_zero, t.scalar(np.array(-1).astype(x.dtype.numpy), x.dtype), quotient)
-    return quotient
+    return exact.quotient(t, x, y)
 
 
 @rule("softmax")
@@ -153,15 +129,7 @@ def _softmax(t: Translator, eqn: Equation, x: Value) -> Any:
 
 @rule("rem")
 def _rem(t: Translator, eqn: Equation, x: Value, y: Value) -> Any:
-    op = t.op
-    if not x.dtype.is_integer:
-        return op.Mod(x, y, fmod=1)
-    y, at_zero, at_minus = _divisible(t, x, y)
-    # runtimes compute fmod in floating point, which does not hold 64 bits
-    rest = op.Mod(x, y, fmod=1) if x.dtype.bits < 64 else op.Sub(x, op.Mul(op.Div(x, y), y))
-    if at_minus is not None:
-        rest = op.Where(at_minus, t.scalar(0, x.dtype), rest)
-    return rest if at_zero is None else op.Where(at_zero, x, rest)
+    return exact.remainder(t, x, y) if x.dtype.is_integer else t.op.Mod(x, y, fmod=1)
 
 
 # powers and roots
@@ -215,75 +183,27 @@ def _exp2(t: Translator, eqn: Equation, x: Value) -> Any:
 
 @rule("expm1")
 def _expm1(t: Translator, eqn: Equation, x: Value) -> Any:
-    """``tanh(x/2) * (exp(x) + 1)``, which is the same and does not cancel."""
-    half = t.op.Mul(x, t.scalar(0.5, x.dtype))
-    return t.op.Mul(t.op.Tanh(half), t.op.Add(t.op.Exp(x), t.scalar(1, x.dtype)))
+    return exact.expm1(t, x)
 
 
 @rule("log1p")
 def _log1p(t: Translator, eqn: Equation, x: Value) -> Any:
-    """``log(u) * x / (u - 1)`` for ``u = 1 + x`` as rounded: its error and that of the quotient cancel (Kahan)."""
-    op = t.op
-    u = op.Add(x, t.scalar(1, x.dtype))
-    d = op.Sub(u, t.scalar(1, x.dtype))
-    ratio = op.Where(op.Equal(d, x), t.scalar(1, x.dtype), op.Div(x, d))
-    return op.Where(op.Equal(d, t.scalar(0, x.dtype)), x, op.Mul(op.Log(u), ratio))
+    return exact.log1p(t, x)
 
 
 @rule("erfc")
 def _erfc(t: Translator, eqn: Equation, x: Value) -> Any:
-    one = t.scalar(1, x.dtype)
-    positive = idioms.without_sign(t, x)
-    return t.op.Sub(one, t.op.Erf(x)) if positive is None else t.op.Add(one, t.op.Erf(positive))
-
-
-_ERF_INV_CENTRE = (
-    2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087, -0.00125372503, -0.00417768164,
-    0.246640727, 1.50140941,
-)  # fmt: skip
-_ERF_INV_TAIL = (
-    -0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773, -0.0076224613, 0.00943887047,
-    1.00167406, 2.83297682,
-)  # fmt: skip
+    return exact.erfc(t, x)
 
 
 @rule("erf_inv")
 def _erf_inv(t: Translator, eqn: Equation, x: Value) -> Any:
-    """Giles, "Approximating the erfinv function" (2010), single precision: what XLA computes."""
-    if x.dtype is DType.DOUBLE:
-        raise Refused("erf_inv in double precision has no ONNX operator")
-    op, dtype = t.op, x.dtype
-    y = t.cast(x, DType.FLOAT)
-
-    def number(value: float) -> Value:
-        return t.scalar(value, DType.FLOAT)
-
-    w = op.Neg(op.Log(op.Mul(op.Sub(number(1), y), op.Add(number(1), y))))
-    near, far = op.Sub(w, number(2.5)), op.Sub(op.Sqrt(w), number(3))
-    centre, tail = number(_ERF_INV_CENTRE[0]), number(_ERF_INV_TAIL[0])
-    for a, b in zip(_ERF_INV_CENTRE[1:], _ERF_INV_TAIL[1:], strict=True):
-        centre, tail = op.Add(op.Mul(centre, near), number(a)), op.Add(op.Mul(tail, far), number(b))
-    found = op.Mul(op.Where(op.Less(w, number(5)), centre, tail), y)
-    at_end = op.Equal(op.Abs(y), number(1))
-    return t.cast(op.Where(at_end, op.Mul(y, number(math.inf)), found), dtype)
+    return exact.erf_inv(t, x)
 
 
 @rule("atan2")
 def _atan2(t: Translator, eqn: Equation, y: Value, x: Value) -> Any:
-    """``atan(y/x)``, moved to the quadrant of ``(x, y)``; signs of zeros count, as in C."""
-    op = t.op
-    zero, pi = t.scalar(0, x.dtype), t.scalar(math.pi, x.dtype)
-    inf = t.scalar(math.inf, x.dtype)
-
-    def negative(value: Value) -> Value:  # -0 is
-        return op.Or(op.Less(value, zero), op.Less(op.Div(t.scalar(1, x.dtype), value), zero))
-
-    both = op.And(op.Equal(op.Abs(x), inf), op.Equal(op.Abs(y), inf))
-    ratio = op.Where(both, op.Mul(op.Sign(y), op.Sign(x)), op.Div(y, x))
-    origin = op.And(op.Equal(x, zero), op.Equal(y, zero))
-    angle = op.Where(origin, zero, op.Atan(ratio))
-    turn = op.Where(negative(y), op.Neg(pi), pi)
-    return op.Where(negative(x), op.Add(angle, turn), angle)
+    return exact.atan2(t, y, x)
 
 
 # tests, limits and choices
@@ -291,7 +211,7 @@ def _atan2(t: Translator, eqn: Equation, y: Value, x: Value) -> Any:
 
 @rule("is_finite")
 def _is_finite(t: Translator, eqn: Equation, x: Value) -> Any:
-    return t.op.Less(t.op.Abs(x), t.scalar(math.inf, x.dtype))
+    return exact.is_finite(t, x)
 
 
 @rule("clamp")
@@ -306,7 +226,7 @@ def _clamp(t: Translator, eqn: Equation, low: Value, x: Value, high: Value) -> A
 @rule("select_n")
 def _select_n(t: Translator, eqn: Equation, which: Value, *cases: Value) -> Any:
     found = cases[0]
-    number = idioms.number_of(which)
+    number = exact.number_of(which)
     if number is not None and all(c.shape == eqn.shape for c in cases):
         return cases[int(number)]
     if which.dtype is DType.BOOL and eqn.out.dtype is DType.BOOL and len(cases) == 2:
@@ -335,7 +255,7 @@ def _everywhere(value: Value) -> bool | None:
     """The one truth value of a boolean tensor, expanded from a constant."""
     while value.producer is not None and value.producer.op == "Expand":
         value = value.producer.given(0)
-    number = idioms.number_of(value)
+    number = exact.number_of(value)
     return None if number is None else bool(number)
 
 
@@ -388,11 +308,11 @@ def _fits(value: Value, dtype: DType) -> bool:
         if node.op in _BOUNDED:
             least, most = max(least, -1.0), min(most, 1.0)
         elif node.op == "Clip":
-            bounds = [None if o is None else idioms.number_of(o) for o in (node.operand(1), node.operand(2))]
+            bounds = [None if o is None else exact.number_of(o) for o in (node.operand(1), node.operand(2))]
             least = least if bounds[0] is None else max(least, bounds[0])
             most = most if bounds[1] is None else min(most, bounds[1])
         elif node.op in ("Max", "Min") and len(node.operands) == 2:
-            number = idioms.number_of(node.given(1))
+            number = exact.number_of(node.given(1))
             if number is None:
                 break
             least, most = (max(least, number), most) if node.op == "Max" else (least, min(most, number))
@@ -424,35 +344,32 @@ def _reduce_precision(t: Translator, eqn: Equation, x: Value) -> Any:
 
 # bits
 
-_UNSIGNED = {DType.INT8: DType.UINT8, DType.INT16: DType.UINT16, DType.INT32: DType.UINT32, DType.INT64: DType.UINT64}
 
-
-def _shift(t: Translator, x: Value, count: Value, direction: str) -> Value:
+def _shift(t: Translator, x: Value, count: Value, *, left: bool) -> Value:
     """The bits of ``x``, moved; 0 where none is left (a processor would take the count modulo the width)."""
-    op, plain = t.op, _UNSIGNED.get(x.dtype, x.dtype)
-    bits, count = t.cast(x, plain), t.cast(count, plain)
-    width = t.scalar(x.dtype.bits, plain)
-    safe = count.const is not None and bool((count.const.numpy() < x.dtype.bits).all())
-    if safe:
-        return t.cast(op.BitShift(bits, count, direction=direction), x.dtype)
-    moved = op.BitShift(bits, op.Min(count, t.scalar(x.dtype.bits - 1, plain)), direction=direction)
-    return t.cast(op.Where(op.Less(count, width), moved, t.scalar(0, plain)), x.dtype)
+    op, bits = t.op, x.dtype.bits
+    if count.const is not None and bool((count.const.numpy() < bits).all()):
+        return exact.shift(t, x, count, left=left)
+    count = t.cast(count, exact.unsigned(x.dtype))
+    moved = exact.shift(t, x, op.Min(count, t.scalar(bits - 1, count.dtype)), left=left)
+    found: Value = op.Where(op.Less(count, t.scalar(bits, count.dtype)), moved, t.scalar(0, x.dtype))
+    return found
 
 
 @rule("shift_left")
 def _shift_left(t: Translator, eqn: Equation, x: Value, count: Value) -> Any:
-    return _shift(t, x, count, "LEFT")
+    return _shift(t, x, count, left=True)
 
 
 @rule("shift_right_logical")
 def _shift_right_logical(t: Translator, eqn: Equation, x: Value, count: Value) -> Any:
-    return _shift(t, x, count, "RIGHT")
+    return _shift(t, x, count, left=False)
 
 
 @rule("shift_right_arithmetic")
 def _shift_right_arithmetic(t: Translator, eqn: Equation, x: Value, count: Value) -> Any:
     if not x.dtype.is_signed:
-        return _shift(t, x, count, "RIGHT")
+        return _shift(t, x, count, left=False)
     op, negative = t.op, t.op.Less(x, t.scalar(0, x.dtype))
-    moved = _shift(t, op.Where(negative, op.BitwiseNot(x), x), count, "RIGHT")
+    moved = _shift(t, op.Where(negative, op.BitwiseNot(x), x), count, left=False)
     return op.Where(negative, op.BitwiseNot(moved), moved)

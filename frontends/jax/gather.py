@@ -14,10 +14,10 @@ import numpy as np
 from ...ir.dims import Dim
 from ...ir.graph import Value, constant
 from ...ir.types import DType
-from .emit import Refused
+from ..emit import Refused
+from ..sizes import dim_of, integer
 from .reductions import lowest
 from .shapes import clamped_starts, dynamic_slice
-from .sizes import dim_of, integer
 from .translate import Equation, Translator, rule
 
 __all__ = ["Indices", "window_offsets"]

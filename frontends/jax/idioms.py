@@ -11,25 +11,12 @@ from collections.abc import Sequence
 from ...ir.dims import Dim, product
 from ...ir.graph import Node, Value
 from ...ir.infer.engine import content_of
-from ...ir.types import DType
-from .emit import Emitter
+from ..emit import Emitter
+from ..exact import number_of
 
-__all__ = ["arithmetic", "elementwise", "is_number", "keep_dims", "number_of", "quotient", "softmax", "without_sign"]
+__all__ = ["arithmetic", "elementwise", "keep_dims", "quotient", "softmax"]
 
 _REDUCTIONS = ("ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum")
-
-
-def is_number(value: Value | None, number: float) -> bool:
-    """Whether ``value`` is a constant that is this one number."""
-    return value is not None and number_of(value) == number
-
-
-def number_of(value: Value) -> float | None:
-    """The one number of a constant; None for anything else."""
-    const = value.const
-    if const is None or const.size != 1 or const.dtype is DType.STRING:
-        return None
-    return float(const.numpy().item())
 
 
 def _made_by(value: Value | None, *ops: str) -> Node | None:
@@ -221,19 +208,4 @@ def _normalized(t: Emitter, x: Value, y: Value) -> Value | None:
         shifted = _made_by(sqrt.given(0), "Add") if sqrt is not None else None
         if shifted is not None and any(_made_by(o, "ReduceMean") for o in shifted.operands):
             return t.op.Mul(t.op.Mul(x, inverse), scale)
-    return None
-
-
-def without_sign(t: Emitter, x: Value) -> Value | None:
-    """``y`` where ``x`` is ``-y``, or ``-y`` times a number."""
-    node = _made_by(x, "Neg")
-    if node is not None:
-        return node.given(0)
-    scaled = _made_by(x, "Mul")
-    if scaled is None:
-        return None
-    for i in (0, 1):
-        negated, number = _made_by(scaled.given(i), "Neg"), scaled.given(1 - i)
-        if negated is not None and number_of(number) is not None:
-            return t.op.Mul(negated.given(0), number)
     return None

@@ -8,8 +8,8 @@ from typing import Any
 from ...ir.dims import product
 from ...ir.graph import Value
 from ...ir.types import DType
+from ..emit import Refused
 from .elementwise import convert
-from .emit import Refused
 from .translate import Equation, Translator, rule
 
 __all__ = ["product_types"]

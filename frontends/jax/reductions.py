@@ -10,23 +10,16 @@ from typing import Any
 from ...ir.dims import product
 from ...ir.graph import Value
 from ...ir.types import DType, TensorType
-from .emit import Refused
-from .idioms import is_number
+from ..emit import Refused
+from ..exact import is_number, wide
 from .shapes import dilate
 from .translate import Equation, Translator, rule
 
-__all__ = ["lowest", "wide"]
+__all__ = ["lowest"]
 
 _SUMS = {"reduce_sum": "ReduceSum", "reduce_prod": "ReduceProd"}
 _EXTREMES = {"reduce_max": "ReduceMax", "reduce_min": "ReduceMin"}
 _OFFSETS = 64  # positions of a window up to which it may be taken apart
-
-
-def wide(dtype: DType) -> DType:
-    """A type in which runtimes have sums and extremes, and whose results are those of ``dtype`` when cast back."""
-    if dtype.is_integer and dtype.bits < 32:
-        return DType.INT32
-    return DType.INT64 if dtype is DType.UINT32 else dtype
 
 
 def lowest(dtype: DType) -> Any:

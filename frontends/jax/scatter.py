@@ -11,7 +11,7 @@ from typing import Any
 from ...ir.dims import Dim
 from ...ir.graph import Value
 from ...ir.types import DType
-from .emit import Refused
+from ..emit import Refused
 from .gather import Indices, window_offsets
 from .reductions import lowest
 from .shapes import clamped_starts, dynamic_slice, dynamic_update

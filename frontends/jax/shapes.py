@@ -8,9 +8,9 @@ from typing import Any
 from ...ir.dims import Dim
 from ...ir.graph import Value
 from ...ir.types import DType
+from ..emit import SMALLEST, Emitter, Refused
+from ..sizes import dim_of, integer
 from . import idioms
-from .emit import SMALLEST, Emitter, Refused
-from .sizes import dim_of, integer
 from .translate import Equation, Translator, rule
 
 __all__ = ["clamped_starts", "dilate", "dynamic_slice", "dynamic_update", "reverse"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...ir.graph import Value
 from ...ir.types import DType
-from .reductions import wide
+from ..exact import wide
 from .translate import Equation, Translator, rule
 
 __all__: list[str] = []

@@ -14,8 +14,8 @@ from jax.interpreters import partial_eval
 from ...ir.errors import ModelError
 from ...ir.graph import Graph, GraphOutput, Value
 from ...ir.schema import canonical_opset
+from ..emit import Refused
 from . import control, convolution, elementwise, gather, linear, reductions, scatter, shapes, sorting  # noqa: F401
-from .emit import Refused
 from .failure import describe
 from .tensor import Weights
 from .translate import RULES, Translator, type_of

@@ -18,10 +18,10 @@ from ...ir.graph import Graph, Value, constant
 from ...ir.infer import IllTyped
 from ...ir.origin import MODULE_KEY, SOURCE_KEY
 from ...ir.types import UNKNOWN, DType, TensorType, compatible, merge
-from .emit import Emitter, Refused
+from ..emit import Emitter, Refused
+from ..sizes import dim_of
 from .origin import is_of_jax, module_of, source_of
 from .reasons import REASONS, Refusal, UnsupportedPrimitives
-from .sizes import dim_of
 from .softmax import find_softmaxes
 from .tensor import Weights
 

@@ -10,9 +10,9 @@ import ast
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ...ir.dims import Dim, Sym, dim_floordiv, dim_max, dim_min, dim_mod, is_non_negative, sym
-from ...ir.errors import ModelError
-from ...ir.graph import Value
+from ..ir.dims import Dim, Sym, dim_floordiv, dim_max, dim_min, dim_mod, is_non_negative, sym
+from ..ir.errors import ModelError
+from ..ir.graph import Value
 
 if TYPE_CHECKING:
     from .emit import Emitter

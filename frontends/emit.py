@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from ...ir.builder import make_node
-from ...ir.dims import Dim, is_known
-from ...ir.edit import erase_dead, insert
-from ...ir.evaluate import can_evaluate, evaluate
-from ...ir.graph import Graph, GraphOutput, Node, Value, constant
-from ...ir.infer.engine import content_of
-from ...ir.types import DType, TensorType, Type
+from ..ir.builder import make_node
+from ..ir.dims import Dim, is_known
+from ..ir.edit import erase_dead, insert
+from ..ir.evaluate import can_evaluate, evaluate
+from ..ir.graph import Graph, GraphOutput, Node, Value, constant
+from ..ir.infer.engine import content_of
+from ..ir.types import DType, TensorType, Type
 from .sizes import Sizes, integer
 
 __all__ = ["Emitter", "Refused"]

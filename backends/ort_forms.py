@@ -203,6 +203,32 @@ def _group_normalization(node: Node) -> bool:
     return False
 
 
+def _pad(node: Node) -> bool:
+    """With the widths of all dimensions: ONNX Runtime 1.31 permutes them as such when it moves a transposition across.
+
+    Before a MaxPool they stay named: see `planish.passes.simplify.convolutions.pad_of_named_axes`.
+    """
+    x, widths, axes = node.given(0), node.given(1), node.operand(3)
+    is_pooled = any(u.op == "MaxPool" for u in node.result.users)
+    if axes is None and is_pooled and x.shape is not None:
+        edit.set_operand(node, 3, constant(np.arange(len(x.shape))))
+    if axes is None or axes.const is None or x.shape is None or is_pooled:
+        return False
+    rank = len(x.shape)
+    places = axes.const.numpy().astype(np.int64) % rank
+    places = np.concatenate([places, places + rank])
+    if widths.const is not None:
+        array = np.zeros(2 * rank, np.int64)
+        array[places] = widths.const.numpy()
+        full = constant(array)
+    else:
+        full = op.ScatterElements(constant(np.zeros(2 * rank, np.int64)), constant(places), widths, axis=0)
+        edit.insert_floating([full], node)
+    edit.set_operand(node, 1, full)
+    edit.set_operand(node, 3, None)
+    return False
+
+
 def _product(node: Node) -> bool:
     """With operands of one rank: ONNX Runtime 1.31 crashes where it has taken a transposition of rows into a product.
 
@@ -301,5 +327,6 @@ _FORMS = {
     "GroupNormalization": _group_normalization,
     "LayerNormalization": _layer_normalization,
     "MatMul": _product,
+    "Pad": _pad,
     "Swish": _swish,
 }

@@ -128,6 +128,9 @@ class Worklist:
             for result in node.results:
                 for user in result._users:
                     self.push(user)
+        parent = node.graph.parent if node.graph is not None else None
+        if parent is not None:  # a rule of its own may look at what is nested in it
+            self.push(parent)
 
     def _release(self, operands: Iterable[Value | None]) -> None:
         """``operands`` lost a use: producers may be dead, and patterns that needed a result private may match now."""

@@ -77,7 +77,7 @@ def _run(graph: Graph, environment: Environment) -> list[Any]:
 
 
 def evaluate_control(node: Node, environment: Environment) -> list[Any]:
-    """The results of an If or a Loop whose surroundings are in ``environment``, where its insides go too.
+    """The results of an If, a Loop or a Scan whose surroundings are in ``environment``, where its insides go too.
 
     Raises:
         EvaluationError: something in it cannot be evaluated.
@@ -87,6 +87,8 @@ def evaluate_control(node: Node, environment: Environment) -> list[Any]:
         return _run(node.attrs["then_branch" if bool(np.all(operands[0])) else "else_branch"], environment)
     if node.op == "Loop":
         return _run_loop(node, operands, environment)
+    if node.op == "Scan":
+        return _run_scan(node, operands, environment)
     raise EvaluationError(f"{node.op} is not evaluated here")
 
 
@@ -109,6 +111,31 @@ def _run_loop(node: Node, operands: list[Any], environment: Environment) -> list
     if not iteration and scanned:
         raise EvaluationError("a scan output of a loop that never ran has no shape here")
     return [*carried, *(np.stack(column) for column in scanned)]
+
+
+def _run_scan(node: Node, operands: list[Any], environment: Environment) -> list[Any]:
+    body: Graph = node.attrs["body"]
+    count = len(operands) - node.attrs["num_scan_inputs"]
+    carried, scanned = operands[:count], operands[count:]
+    ways = node.attrs.get("scan_input_directions") or (0,) * len(scanned)
+    axes = node.attrs.get("scan_input_axes") or (0,) * len(scanned)
+    rows = [np.moveaxis(x, axis, 0)[:: -1 if way else 1] for x, axis, way in zip(scanned, axes, ways, strict=True)]
+    columns: list[list[Any]] = []
+    for i in range(len(rows[0])):
+        environment.update(zip(body.inputs, [*carried, *(row[i] for row in rows)], strict=True))
+        results = _run(body, environment)
+        carried = results[:count]
+        columns.append(results[count:])
+    if not columns:  # the shapes are those of a step that there is not
+        steps = [*carried, *(np.zeros(row.shape[1:], row.dtype) for row in rows)]
+        environment.update(zip(body.inputs, steps, strict=True))
+        stacked = [np.zeros((0, *r.shape), r.dtype) for r in _run(body, environment)[count:]]
+    else:
+        stacked = [np.stack(column) for column in zip(*columns, strict=True)]
+    ways = node.attrs.get("scan_output_directions") or (0,) * len(stacked)
+    axes = node.attrs.get("scan_output_axes") or (0,) * len(stacked)
+    stacked = [np.moveaxis(x[:: -1 if way else 1], 0, axis) for x, axis, way in zip(stacked, axes, ways, strict=True)]
+    return [*carried, *stacked]
 
 
 def evaluate_node(node: Node, operands: Sequence[Any]) -> list[Any]:

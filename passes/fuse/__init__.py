@@ -11,11 +11,11 @@ from ..numerics import Within
 from ..rewrite import RuleIndex, rewrite
 from ..rules import Rule
 from ..simplify import einsum, reshapes, rules_in, transposes
-from . import activations, attention, caches, heads, normalizations, rotary, sinks
+from . import activations, attention, caches, directions, heads, normalizations, recurrent, rotary, sinks, softmaxes
 
 __all__ = ["Fuse", "fuse_rules"]
 
-_SUBJECTS = (normalizations, activations, rotary, sinks, attention, caches, heads)
+_SUBJECTS = (normalizations, activations, softmaxes, rotary, sinks, attention, caches, heads, recurrent, directions)
 _TIDYING = (reshapes, transposes, einsum)  # what stands between operators, or between them and their plain form
 
 
@@ -27,7 +27,7 @@ def fuse_rules() -> tuple[Rule, ...]:
 
 @dataclass(frozen=True)
 class Fuse(Pass):
-    """Find attention, normalizations, activations and rotary embeddings however they are spelled."""
+    """Find attention, normalizations, activations, rotary embeddings and recurrent layers however they are spelled."""
 
     numerics = Within()
 

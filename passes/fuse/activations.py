@@ -1,8 +1,8 @@
-"""Activations: Gelu, Swish, Mish, HardSwish, HardSigmoid and Softplus, in the ways that exporters spell them.
+"""Activations: Gelu, Swish, Mish, HardSwish, HardSigmoid, PRelu and Softplus, in the ways that exporters spell them.
 
-All but Softplus are products of ``x`` and a function of it. The product is taken apart into a number and factors, and
-the argument of the function is read as a polynomial in ``x``, so that neither the order nor the place of constants
-matters.
+All but PRelu and Softplus are products of ``x`` and a function of it. The product is taken apart into a number and
+factors, and the argument of the function is read as a polynomial in ``x``, so that neither the order nor the place of
+constants matters.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 from ...ir import Node, Value, op
 from ...ir.types import DType
 from ..numerics import within
+from ..pattern import const
 from ..rules import require, rule
 from .algebra import Polynomial, close, factors_of, is_private, polynomial
 from .scores import scalar_of
@@ -188,6 +189,15 @@ def softplus(x):
     return op.Softplus(x)
 
 
+@rule(lambda x, slope=const: op.Relu(x) + slope * op.Relu(-x), numerics=_ROUNDING)
+def prelu(x, slope):
+    """``relu(x) - alpha * relu(-x)``: how Keras writes it."""
+    require(x.rank is not None and slope.rank is not None and slope.rank <= x.rank, "the slope has more dimensions")
+    wide = x.shape[x.rank - slope.rank :]
+    require(all(n in (1, d) for n, d in zip(slope.shape, wide, strict=True)), "the slope has more elements")
+    return op.PRelu(x, op.Neg(slope))
+
+
 _HARD_SIGMOID = """
 agraph (float[N,8] x) => (float[N,8] y) <float three = {3.0}, float zero = {0.0}, float six = {6.0}> {
   a = Add (x, three)
@@ -197,7 +207,15 @@ agraph (float[N,8] x) => (float[N,8] y) <float three = {3.0}, float zero = {0.0}
 """
 
 
-@rule("Mul", "Div", numerics=_ROUNDING, examples=[_HARD_SIGMOID])
+_HARD_SIGMOID_SHIFTED = """
+agraph (float[N,8] x) => (float[N,8] y) <float zero = {0.0}, float six = {6.0}, float sixth = {0.16666667}> {
+  a = Clip (x, zero, six)
+  y = Mul (a, sixth)
+}
+"""
+
+
+@rule("Mul", "Div", numerics=_ROUNDING, examples=[_HARD_SIGMOID, _HARD_SIGMOID_SHIFTED])
 def hard_sigmoid(node: Node) -> Value | None:
     """``clip(x + 3, 0, 6) / 6``, and the like."""
     coefficient, factors = factors_of(node)
@@ -208,10 +226,16 @@ def hard_sigmoid(node: Node) -> Value | None:
         return None
     if not close(clipped[2] * coefficient, 1.0, node.result.dtype):
         return None
-    shifted = clipped[0].producer
-    x = next((o for o in shifted.operands if o is not None and scalar_of(o) is None), None) if shifted else None
-    terms = None if x is None else polynomial(clipped[0], x)
-    if x is None or terms is None or set(terms) != {0, 1} or x.dtype is not node.result.dtype:
+    x, terms = _affine(clipped[0])
+    if x.dtype is not node.result.dtype:
         return None
     require(x.shape == node.result.shape and x.shape is not None, "the constants broadcast")
     return op.HardSigmoid(x, alpha=terms[1] * coefficient, beta=terms[0] * coefficient)
+
+
+def _affine(value: Value) -> tuple[Value, Polynomial]:
+    """``x`` and numbers, of which ``value`` is the first plus the second times ``x``: itself, if nothing else."""
+    node = value.producer
+    x = next((o for o in node.operands if o is not None and scalar_of(o) is None), None) if node is not None else None
+    terms = None if x is None else polynomial(value, x)
+    return (value, {0: 0.0, 1: 1.0}) if x is None or terms is None or set(terms) != {0, 1} else (x, terms)

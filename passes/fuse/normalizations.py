@@ -6,6 +6,7 @@ and bias around it, and the casts to float32 that guard it, go into the operator
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,8 @@ from ..numerics import within
 from ..pattern import Match, const
 from ..rules import require, rule
 from ..simplify.fold_constants import integers
-from ..simplify.reshapes import known_shape
+from ..simplify.reshapes import known_shape, reshape_to
+from ..simplify.transposes import invert, transpose
 from .scores import scalar_of
 from .views import reshaped
 
@@ -68,10 +70,16 @@ agraph (float[B,3,S,8] x) => (float[B,3,S,8] y) <int64[2] plane = {2, 3}, float 
 
 
 class _Mean(NamedTuple):
-    """A mean over the trailing axes from ``axis`` on, in place."""
+    """A mean over ``axes``, in place."""
 
     operand: Value
-    axis: int
+    axes: tuple[int, ...]
+
+    @property
+    def axis(self) -> int | None:
+        """The first of the axes, if they are all from there on."""
+        rank = len(known_shape(self.operand))
+        return self.axes[0] if self.axes == tuple(range(self.axes[0], rank)) else None
 
 
 def _mean(value: Value | None) -> _Mean | None:
@@ -81,9 +89,7 @@ def _mean(value: Value | None) -> _Mean | None:
     shape, axes = node.operands[0].shape, integers(node.operand(1))
     if shape is None or not axes:
         return None
-    positive = sorted(a % len(shape) for a in axes)
-    trailing = positive == list(range(positive[0], len(shape)))
-    return _Mean(node.operands[0], positive[0]) if trailing else None
+    return _Mean(node.operands[0], tuple(sorted(a % len(shape) for a in axes)))
 
 
 def _squared(value: Value) -> Value | None:
@@ -139,7 +145,7 @@ def normalization(node: Node) -> Value | None:
             continue
         centred = node.operands[1 - i]
         mean = _mean(found[0])
-        if mean is None or centred is None or _squared(mean.operand) is not centred:
+        if mean is None or mean.axis is None or centred is None or _squared(mean.operand) is not centred:
             continue
         return _normalized(centred, mean.axis, found[1])
     return None
@@ -163,6 +169,192 @@ def _ones(value: Value, axis: int) -> Value:
     sizes = known_shape(value)[axis:]
     require(all(isinstance(d, int) for d in sizes), "the size of what is normalized is not known")
     return constant(np.ones(sizes), value.dtype)  # type: ignore[type-var]
+
+
+# a factor and a shift
+
+_SHIFTED = """
+agraph (float[B,S,8] x, float[8] w, float[8] b) => (float[B,S,8] y) <int64[1] last = {-1}, float eps = {0.00001}> {
+  m = ReduceMean <keepdims = 1> (x, last)
+  d = Sub (x, m)
+  a = Mul (d, d)
+  v = ReduceMean <keepdims = 1> (a, last)
+  c = Add (v, eps)
+  e = Sqrt (c)
+  i = Reciprocal (e)
+  s = Mul (i, w)
+  n = Neg (m)
+  p = Mul (n, s)
+  q = Add (p, b)
+  z = Mul (x, s)
+  y = Add (z, q)
+}
+"""
+_SHIFTED_CHANNELS = """
+agraph (float[B,4,H,8] x) => (float[B,4,H,8] y) <
+  int64[1] channels = {1}, float eps = {0.00001}, float[4,1,1] b = {0.5, 0.25, 0.75, 1.5}
+> {
+  m = ReduceMean <keepdims = 1> (x, channels)
+  d = Sub (x, m)
+  a = Mul (d, d)
+  v = ReduceMean <keepdims = 1> (a, channels)
+  c = Add (v, eps)
+  e = Sqrt (c)
+  i = Reciprocal (e)
+  p = Mul (m, i)
+  q = Sub (b, p)
+  z = Mul (x, i)
+  y = Add (z, q)
+}
+"""
+_SHIFTED_GROUPS = """
+agraph (float[B,H,5,4] x) => (float[B,H,5,4] y) <
+  int64[5] grouped = {0, 0, 5, 2, 2}, int64[4] plain = {0, 0, 5, 4}, int64[3] within = {1, 2, 4},
+  float eps = {0.00001}, float[1,1,1,2,2] w = {1.0, 2.0, 3.0, 4.0}, float[1,1,1,2,2] b = {0.5, 0.25, 0.75, 1.5}
+> {
+  g = Reshape (x, grouped)
+  m = ReduceMean <keepdims = 1> (g, within)
+  d = Sub (g, m)
+  a = Mul (d, d)
+  v = ReduceMean <keepdims = 1> (a, within)
+  c = Add (v, eps)
+  e = Sqrt (c)
+  i = Reciprocal (e)
+  s = Mul (i, w)
+  n = Neg (m)
+  p = Mul (n, s)
+  q = Add (p, b)
+  z = Mul (g, s)
+  r = Add (z, q)
+  y = Reshape (r, plain)
+}
+"""
+
+
+@rule("Add", numerics=_ROUNDING, examples=[_SHIFTED, _SHIFTED_CHANNELS, _SHIFTED_GROUPS])
+def normalization_by_factor_and_shift(node: Node) -> Value | None:
+    """``x * s + (bias - mean * s)``, ``s`` an inverse root times the scale: how TensorFlow normalizes."""
+    for i in (0, 1):
+        product, shift = node.given(i).producer, node.given(1 - i).producer
+        if product is None or product.op != "Mul" or shift is None:
+            continue
+        for x, factor in (product.operands, reversed(product.operands)):
+            assert x is not None and factor is not None
+            found, part = _factor(factor), _shift(shift, factor)
+            variance = _mean(found[0]) if found is not None else None
+            if found is None or variance is None or part is None:
+                continue
+            centred, mean = _squared(variance.operand), _mean(part[0])
+            sub = centred.producer if centred is not None else None
+            if sub is None or sub.op != "Sub" or tuple(sub.operands) != (x, part[0]) or mean != _Mean(x, variance.axes):
+                continue
+            return _affine(x, variance, found[1], found[2], part[1])
+    return None
+
+
+def _factor(value: Value) -> tuple[Value, float, Value | None] | None:
+    """``v, epsilon, scale`` for ``scale / sqrt(v + epsilon)``; the scale may be left out."""
+    found = _inverse_root(value)
+    if found is not None:
+        return *found, None
+    node = value.producer
+    if node is not None and node.op == "Mul":
+        for i in (0, 1):
+            found = _inverse_root(node.operands[i])
+            if found is not None:
+                return *found, node.operands[1 - i]
+    return None
+
+
+def _shift(node: Node, factor: Value) -> tuple[Value, Value | None] | None:
+    """``mean, bias`` for ``bias - mean * factor``; the bias may be left out."""
+    first, second = node.operand(0), node.operand(1)
+    if node.op == "Sub" and second is not None:
+        mean = _times(second, factor)
+        return None if mean is None else (mean, first)
+    bias = None
+    if node.op == "Add" and first is not None and second is not None:
+        product, bias = (first, second) if _times(first, factor) is not None else (second, first)
+    else:
+        product = node.results[0]
+    negated = _times(product, factor)
+    made = negated.producer if negated is not None else None
+    return (made.given(0), bias) if made is not None and made.op == "Neg" else None
+
+
+def _times(product: Value, factor: Value) -> Value | None:
+    """What is multiplied by ``factor``."""
+    node = product.producer
+    if node is None or node.op != "Mul" or factor not in node.operands:
+        return None
+    return node.operands[1] if node.operands[0] is factor else node.operands[0]
+
+
+def _affine(x: Value, variance: _Mean, epsilon: float, scale: Value | None, bias: Value | None) -> Value:
+    """A normalization over the axes of ``variance`` with its scale and bias, which broadcast."""
+    found = _by_groups(x, variance.axes, epsilon, scale, bias)
+    if found is not None:
+        return found
+    if variance.axis is not None:
+        centred = _squared(variance.operand)
+        assert centred is not None
+        found = _normalized(centred, variance.axis, epsilon)
+        found = found if scale is None else op.Mul(found, scale)
+        return found if bias is None else op.Add(found, bias)
+    shape = known_shape(x)
+    require(len(variance.axes) == 1, "what is normalized over lies apart")
+    (axis,) = variance.axes
+    vectors = [_vector(v, (axis,), shape, x, default) for v, default in ((scale, 1.0), (bias, 0.0))]
+    order = (*(a for a in range(len(shape)) if a != axis), axis)
+    last = op.LayerNormalization(transpose(x, order), *vectors, axis=-1, epsilon=epsilon)
+    return transpose(last, invert(order))
+
+
+def _by_groups(
+    grouped: Value, axes: tuple[int, ...], epsilon: float, scale: Value | None, bias: Value | None
+) -> Value | None:
+    """What a Reshape has split the channels of into groups, if these are what is normalized, with all that is spatial.
+
+    The channels are last, or come after the batch.
+    """
+    made = grouped.producer
+    if made is None or made.op != "Reshape":
+        return None
+    x, shape = made.given(0), known_shape(grouped)
+    rank, own = len(shape), x.shape
+    if own is None or len(own) != rank - 1 or rank < 4:
+        return None
+    if axes == (*range(1, rank - 2), rank - 1) and own[:-1] == shape[:-2]:
+        groups, order = (rank - 2, rank - 1), (0, rank - 2, *range(1, rank - 2))
+    elif axes == tuple(range(2, rank)) and own[:1] + own[2:] == shape[:1] + shape[3:]:
+        groups, order = (1, 2), tuple(range(rank - 1))
+    else:
+        return None
+    count, size = (shape[a] for a in groups)
+    if not isinstance(count, int) or not isinstance(size, int):
+        return None
+    vectors = [_vector(v, groups, shape, x, default) for v, default in ((scale, 1.0), (bias, 0.0))]
+    first = transpose(x, order)
+    if size == 1:
+        result = op.InstanceNormalization(first, *vectors, epsilon=epsilon)
+    else:
+        result = op.GroupNormalization(first, *vectors, num_groups=count, epsilon=epsilon)
+    return reshape_to(transpose(result, invert(order)), shape)
+
+
+def _vector(value: Value | None, axes: tuple[int, ...], shape: Shape, x: Value, default: float) -> Value:
+    """Numbers for the indices of ``axes`` in one row."""
+    sizes = [shape[a] for a in axes]
+    require(all(isinstance(d, int) for d in sizes), "the size of what is normalized is not known")
+    number = default if value is None else scalar_of(value)
+    if number is not None:
+        return constant(np.full(math.prod(sizes), number), x.dtype)  # type: ignore[arg-type]
+    assert value is not None
+    own = known_shape(value)
+    padded = (1,) * (len(shape) - len(own)) + own
+    wanted = tuple(d if a in axes else 1 for a, d in enumerate(shape))
+    require(padded == wanted, "scale or bias are not one number for each of what is normalized")
+    return op.Reshape(value, constant([-1], DType.INT64))
 
 
 # scale and bias

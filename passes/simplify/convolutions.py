@@ -182,6 +182,24 @@ def _pads_with(pad: Node, fill: float) -> bool:
     return fill == 0 if value is None else value.const is not None and float(value.const.numpy().reshape(())) == fill
 
 
+def _pads_like(pad: Node, op_name: str) -> bool:
+    """Whether ``pad`` fills in what an operator fills in that pads by itself, or what does not change its result."""
+    if op_name != "MaxPool":
+        return _pads_with(pad, 0.0)
+    return _pads_with(pad, float("-inf")) or (_pads_with(pad, 0.0) and _is_not_negative(pad.operands[0]))
+
+
+def _is_not_negative(value: Value | None) -> bool:
+    node = None if value is None else value.producer
+    if node is None or value is None or not value.dtype.is_floating:
+        return False
+    bounds = [node.operand(1), node.operand(2)] if node.op == "Clip" else []
+    is_clipped = bool(bounds and bounds[0]) and all(
+        b is None or (b.const is not None and bool((b.const.numpy() >= 0).all())) for b in bounds
+    )
+    return node.op in ("Relu", "Sigmoid", "Softmax") or is_clipped
+
+
 @rule("Conv", "AveragePool", "MaxPool")
 def pad_into_window(node: Node) -> Any:
     """A Pad by what a convolution or pooling pads with by itself becomes its ``pads``."""
@@ -194,7 +212,7 @@ def pad_into_window(node: Node) -> Any:
     require(rank is not None, "the rank is unknown")
     assert rank is not None
     require(node.attrs.get("auto_pad", "NOTSET") in ("NOTSET", "VALID"), "the operator chooses its pads")
-    require(_pads_with(pad, float("-inf") if node.op == "MaxPool" else 0.0), "padded with another value")
+    require(_pads_like(pad, node.op), "padded with another value")
     found = _spatial_pads(pad, rank)
     require(found is not None, "not only spatial dimensions are padded")
     assert found is not None
@@ -215,3 +233,19 @@ def pad_into_window(node: Node) -> Any:
         )
     attrs["pads"] = tuple(p + q for p, q in zip(own, found[0] + found[1], strict=True))
     return Node(node.op, (pad.operands[0], *node.operands[1:]), attrs, [r.type for r in node.results]).result
+
+
+@rule("MaxPool")
+def pad_of_named_axes(node: Node) -> Any:
+    """A Pad before a MaxPool names its axes, or ONNX Runtime 1.31 takes its zeros for padding of the MaxPool itself.
+
+    It names all of them: of some only, ONNX Runtime permutes the widths wrongly when it moves a transposition across.
+    """
+    pad = node.operands[0].producer if node.operands[0] is not None else None
+    if pad is None or pad.op != "Pad" or pad.graph is not node.graph or pad.operand(3) is not None:
+        return None
+    rank = pad.results[0].rank
+    require(rank is not None and pad.attrs.get("mode", "constant") == "constant", "it does not pad with a number")
+    assert rank is not None
+    padded = op.Pad(pad.operands[0], pad.operands[1], pad.operand(2), constant(list(range(rank)), DType.INT64))
+    return Node(node.op, [padded], dict(node.attrs), [r.type for r in node.results]).results

@@ -32,7 +32,10 @@ def einsum_as_matmul(node: Node) -> Value | None:
         require(sorted(terms[0]) == sorted(result), "it sums")
         return transpose(node.given(0), tuple(terms[0].index(c) for c in result))
     require(len(terms) == 2, "it has more than two operands")
-    a, b = terms
+    (left, a), (right, b) = zip(node.operands, terms, strict=True)
+    if result and result[-1] in a and result[-1] not in b:
+        left, a, right, b = right, b, left, a  # the result ends with columns: it need not be transposed
+    assert left is not None and right is not None
     batch = [c for c in result if c in a and c in b]
     rows, columns = [c for c in result if c not in b], [c for c in result if c not in a]
     summed = [c for c in a if c in b and c not in result]
@@ -43,9 +46,11 @@ def einsum_as_matmul(node: Node) -> Value | None:
     sizes = _sizes(node, terms)
     if sizes is None:
         return None
-    lead, rows = rows[:-1], rows[-1:]  # further rows number matrices that the other operand has only one of
-    x = _matrices(node.given(0), a, [lead + batch, rows, summed], sizes)
-    y = _matrices(node.given(1), b, [batch, summed, columns], sizes)
+    lead: list[str] = []
+    if (len(columns) == 1 and len(summed) == 1) or not all(isinstance(sizes[c], int) for c in rows):
+        lead, rows = rows[:-1], rows[-1:]  # further rows number matrices that the other operand has only one of
+    x = _matrices(left, a, [lead + batch, rows, summed], sizes)
+    y = _matrices(right, b, [batch, summed, columns], sizes)
     order = lead + batch + rows + columns
     result_ = op.MatMul(x, y)
     if len(rows) != 1 or len(columns) != 1:

@@ -179,6 +179,12 @@ def clip_of_min_max(x: Value, a: Value, b: Value) -> Value:
     return _clip(x, a, b)
 
 
+@rule(lambda x, a=scalar, b=scalar: op.Max(op.Min(x, b), a))
+def clip_of_max_min(x: Value, a: Value, b: Value) -> Value:
+    """The same, as TensorFlow writes it."""
+    return _clip(x, a, b)
+
+
 @rule(lambda x, a=scalar, b=scalar: op.Clip(op.Relu(x), a, b))
 def clip_of_relu(x: Value, a: Value, b: Value) -> Value:
     low, high = _bound(a), _bound(b)

@@ -10,7 +10,7 @@ from ..numerics import within
 from ..pattern import const, optional
 from ..rules import require, rule
 from .convolutions import affine
-from .reshapes import known_shape
+from .reshapes import known_shape, reshape_to
 from .transposes import perm_of
 
 _ROUNDING = within(rtol=1e-5)
@@ -92,6 +92,49 @@ def transpose_into_gemm(node: Node) -> Value | None:
     return Node("Gemm", operands, attrs, [node.results[0].type]).result if changed else None
 
 
+@rule(lambda x, p, s, z, w=const: op.Reshape(op.Transpose(x, perm=p), s, allowzero=z) @ w, numerics=_ROUNDING)
+def transpose_before_flattening(x, w, match):
+    """What is transposed and flattened for a constant weight: the rows of the weight change their order instead."""
+    flat = match.root.operands[0]
+    return op.MatMul(*_in_order_of(x, flat, w, False))
+
+
+@rule(
+    lambda x, p, s, z, tb, alpha, beta, w=const, b=const: op.Gemm(
+        op.Reshape(op.Transpose(x, perm=p), s, allowzero=z), w, optional(b), alpha=alpha, beta=beta, transB=tb
+    ),
+    numerics=_ROUNDING,
+)
+def transpose_before_flattening_into_gemm(x, w, b, tb, alpha, beta, match):
+    """What is transposed and flattened for a Gemm: the rows of the constant weight change their order instead."""
+    flat = match.root.operands[0]
+    return op.Gemm(*_in_order_of(x, flat, w, bool(tb)), b, alpha=alpha, beta=beta, transB=tb)
+
+
+def _in_order_of(x: Value, flat: Value, w: Value, is_turned: bool) -> tuple[Value, Value]:
+    """``x`` in the shape of ``flat``, which is it transposed and flattened, and a weight whose rows are in its order.
+
+    ``is_turned``: the weight has its rows as columns.
+    """
+    moved = flat.producer.operands[0].producer  # type: ignore[union-attr]
+    perm, shape, rows = perm_of(moved), known_shape(x), known_shape(flat)  # type: ignore[arg-type]
+    assert perm is not None and w.const is not None
+    kept = len(rows) - 1
+    own = tuple(shape[p] for p in perm)
+    require(perm[:kept] == tuple(range(kept)) and own[:kept] == rows[:kept], "leading dimensions are moved or merged")
+    inner, order = own[kept:], [p - kept for p in perm[kept:]]
+    require(len(inner) > 1 and w.rank == 2, "nothing is flattened, or for more than a matrix")
+    require(all(isinstance(d, int) for d in inner), "a size that is flattened is unknown")
+    source = reshape_to(x, rows)
+    require(source is not None, "the target of the reshape is not known")
+    assert source is not None
+    back = [order.index(i) for i in range(len(order))]
+    split = (w.const.shape[0], *inner) if is_turned else (*inner, w.const.shape[1])
+    turned = [0, *(b + 1 for b in back)] if is_turned else [*back, len(order)]
+    parts = op.Transpose(op.Reshape(w, constant(list(split), DType.INT64)), perm=tuple(turned))
+    return source, op.Reshape(parts, constant(list(w.const.shape), DType.INT64))
+
+
 def _columns(c: Value, result: Value, w: Value) -> Value:
     """Constant ``c`` as a vector over the last dimension of ``result``."""
     assert c.const is not None and w.const is not None
@@ -118,6 +161,14 @@ def scale_into_linear(x, w, b, c, match):
     require(b.rank is not None and b.const.shape[-1:] in ((w.const.shape[1],), (1,), ()), "the bias has other columns")
     factor = _columns(c, match.root.results[0], w)
     return op.Add(op.MatMul(x, op.Mul(w, factor)), op.Mul(b, factor))
+
+
+@rule(lambda x, w=const, b=const, c=const: (x @ w + b) + c, numerics=_ROUNDING)
+def shift_into_linear(x, w, b, c, match):
+    """An addend per column of a linear layer goes into its bias."""
+    require(w.rank == 2 and x.dtype.is_floating, "the weight is no matrix")
+    require(b.rank is not None and b.const.shape[-1:] in ((w.const.shape[1],), (1,), ()), "the bias has other columns")
+    return op.Add(op.MatMul(x, w), op.Add(b, _columns(c, match.root.results[0], w)))
 
 
 @rule(
@@ -170,3 +221,30 @@ def gemm_between_reshapes(x, w, b, ta, tb, alpha, beta, match):
     if b is None:
         return product
     return op.Add(product, b if b.rank == 1 else op.Reshape(b, constant([-1], DType.INT64)))
+
+
+_FLATTENED = """
+agraph (float[B,S,8] x, float[8,4] w) => (float[B,S,4] y) <int64[2] rows = {-1, 8}> {
+  r = Reshape (x, rows)
+  m = MatMul (r, w)
+  s = Shape <start = 0, end = 2> (x)
+  n = Constant <value = int64[1] {4}> ()
+  t = Concat <axis = 0> (s, n)
+  y = Reshape (m, t)
+}
+"""
+
+
+@rule(
+    lambda x, w, s, t, y, z: op.Reshape(op.MatMul(op.Reshape(x, s, allowzero=y), w), t, allowzero=z),
+    numerics=_ROUNDING,
+    examples=[_FLATTENED],
+)
+def matmul_between_reshapes(x, w, match):
+    """Rows flattened for a MatMul and unflattened again: it takes them as they are."""
+    rows, result = known_shape(x), known_shape(match.root.results[0])
+    require(w.rank == 2 and len(rows) > 1, "the product is not that of rows and a matrix")
+    require(rows[:-1] == result[:-1], "the last reshape does not restore the leading dimensions")
+    flat = next(n for n in match.nodes if n.op == "MatMul").given(0)
+    require(known_shape(flat)[-1:] == rows[-1:], "the last dimension is split or merged")
+    return op.MatMul(x, w)

@@ -9,11 +9,12 @@ from __future__ import annotations
 from ...ir import Node, Value, constant, op
 from ...ir.dims import Dim
 from ...ir.infer import content_of
-from ...ir.types import DType, Shape
+from ...ir.types import DType, Shape, TensorType
 from ..rules import require, rule
 from .fold_constants import integers
 
 RESHAPING = ("Reshape", "Squeeze", "Unsqueeze", "Flatten")
+REDUCTIONS = ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2")
 # operators that broadcast their operands by themselves
 BROADCASTS = frozenset(
     [
@@ -227,3 +228,22 @@ def _broadcast_shape(operands: list[Value | None]) -> Shape | None:
             return None
         result.append(dims.pop() if dims else 1)
     return tuple(result)
+
+
+@rule("Reshape", "Unsqueeze")
+def reduction_in_place(node: Node) -> Value | None:
+    """A reduction whose dimensions come back with size 1 keeps them."""
+    x = node.operands[0]
+    assert x is not None
+    reduction = x.producer
+    if reduction is None or reduction.op not in REDUCTIONS or reduction.attrs.get("keepdims", 1):
+        return None
+    source, axes = reduction.operands[0], integers(reduction.operand(1))
+    require(axes and source is not None and source.shape is not None, "the axes or the rank are unknown")
+    assert axes is not None and source is not None and source.shape is not None
+    require(len(x.users) == 1, "the reduction is used as it is, too")
+    where = {a % len(source.shape) for a in axes}
+    kept = tuple(1 if a in where else d for a, d in enumerate(source.shape))
+    require(node.results[0].shape == kept, "they come back elsewhere")
+    attrs = {**reduction.attrs, "keepdims": 1}
+    return Node(reduction.op, reduction.operands, attrs, [TensorType(x.dtype, kept)]).result

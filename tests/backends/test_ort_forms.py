@@ -221,3 +221,16 @@ def test_rows_in_float16_that_stay() -> None:
           m = MatMul (x, w)
           y = Transpose <perm = [1,0,2]> (m) }"""
     assert lowered(text)[1] == {"MatMul": 1, "Transpose": 1}
+
+
+@pytest.mark.parametrize("widths", ["int64[4] p = {0, 2, 2, 1}", ""])
+def test_a_pad_of_named_axes_between_transpositions(widths: str) -> None:
+    """ONNX Runtime 1.31 permutes the widths of a Pad as if they were of all dimensions."""
+    given, known = ("", f"{widths}, ") if widths else (", int64[4] p", "")
+    text = f"""
+        g (float[2,4,6,3] x{given}) => (float[A,B,C,D] y) <{known}int64[2] a = {{2, -1}}, float z = {{7}}> {{
+          t = Transpose <perm = [0, 3, 1, 2]> (x)
+          u = Pad (t, p, z, a)
+          y = Transpose <perm = [0, 2, 3, 1]> (u) }}"""
+    more = {} if widths else {"p": np.array([0, 2, 2, 1])}
+    check(text, x=random(2, 4, 6, 3), **more)

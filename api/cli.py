@@ -99,7 +99,8 @@ def _version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 def planish() -> None:
     """Make neural-network graphs smaller and faster, and check every step.
 
-    MODEL is an .onnx or .pt2 file, or module.py:function that returns a model. DATA is an .npz file, a folder of them,
+    MODEL is an .onnx, .pt2, .keras, .h5 or .pb file, the folder of a SavedModel (folder:signature), or
+    module.py:function that returns a model. DATA is an .npz file, a folder of them,
     or module.py:function that returns samples. Exit codes: 0 done, 1 an expectation or check failed, 2 bad usage or
     input.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.abc
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -38,6 +39,8 @@ def load_function(text: str) -> Callable[..., Any]:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
+    if not any(isinstance(finder, _QuietTensorflow) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _QuietTensorflow())
     try:
         spec.loader.exec_module(module)
     except Exception as error:
@@ -46,6 +49,21 @@ def load_function(text: str) -> Callable[..., Any]:
     if not callable(function):
         raise PlanishError(f"{path} has no function {name!r}")
     return function
+
+
+class _QuietTensorflow(importlib.abc.MetaPathFinder):
+    """Lets a user's module import TensorFlow without its remarks on the machine."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
+        if name != "tensorflow":
+            return None
+        specs = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next(filter(None, specs), None)
+        if spec is not None and spec.loader is not None:
+            from planish.frontends.tensorflow import quiet
+
+            spec.loader.exec_module = quiet()(spec.loader.exec_module)  # type: ignore[method-assign]
+        return spec
 
 
 def call_function(text: str) -> Any:

@@ -20,18 +20,22 @@ if TYPE_CHECKING:
 __all__ = ["is_own_kind", "load", "save", "save_for"]
 
 _ONNX = (".onnx", ".onnxtxt", ".onnxtext", ".ort", ".pb")
-_READERS = ".onnx, .pt2, or module.py:function"
+_KERAS = (".keras", ".h5", ".hdf5")
+_READERS = ".onnx, .pt2, .keras and .h5 files, SavedModel folders, GraphDefs (.pb), and module.py:function"
 
 
 def load(model: Model) -> Graph:
     """The graph of a model.
 
     Args:
-        model: a path (``.onnx``, ``.pt2``, ``module.py:function``), a `Graph` (returned as it is), an
-            ``onnx.ModelProto``, an ``onnx_ir.Model``, an ``onnx_graphsurgeon.Graph``, a
-            ``torch.export.ExportedProgram``, a ``torch.nn.Module`` with example inputs as a tuple
-            ``(module, args)``, ``(module, args, kwargs)`` or ``(module, args, kwargs, dynamic_shapes)``, or a
-            `planish.frontends.jax.JaxModel`.
+        model: a path (``.onnx``, ``.pt2``, ``.keras``, ``.h5``, ``.pb``, the folder of a SavedModel or
+            ``folder:signature``, ``module.py:function``), a `Graph` (returned as it is), an ``onnx.ModelProto``, an
+            ``onnx_ir.Model``, an ``onnx_graphsurgeon.Graph``, a ``torch.export.ExportedProgram``, a
+            ``torch.nn.Module`` with example inputs as a tuple ``(module, args)``, ``(module, args, kwargs)`` or
+            ``(module, args, kwargs, dynamic_shapes)``; a Keras model, a ``tf.function``, a ``ConcreteFunction``, a
+            ``tf.Module`` or a ``GraphDef``, with example inputs if they are needed as a tuple ``(model, inputs)`` or
+            ``(model, inputs, dynamic_shapes)``; or a `planish.frontends.jax.JaxModel` or
+            `planish.frontends.tensorflow.TensorflowModel`.
 
     Raises:
         PlanishError: it cannot be read, or it is nothing of this kind.
@@ -54,8 +58,11 @@ def _load(model: Model) -> Graph:
         from planish.ir.convert.proto import from_proto
 
         return from_proto(model, upgrade=upgrade)
-    if type(model).__name__ == "JaxModel" and type(model).__module__.startswith("planish."):
+    if type(model).__name__ in ("JaxModel", "TensorflowModel") and type(model).__module__.startswith("planish."):
         return model.graph()
+    first = model[0] if isinstance(model, tuple) and model else model
+    if _is_of_tensorflow(first):  # before torch: Keras models may be torch modules
+        return _load_tensorflow(*model) if isinstance(model, tuple) else _load_tensorflow(model)
     package = type(model).__module__.partition(".")[0]
     if package == "onnx_ir" and type(model).__name__ == "Model":
         from planish.ir.convert.onnx_ir import from_onnx_ir
@@ -85,9 +92,14 @@ def _load_path(path: str) -> Graph:
             return load(model)
         except PlanishError as error:
             raise PlanishError(f"{path}: {error}") from error
+    folder, _, signature = path.rpartition(":")
+    if not Path(path).exists() and Path(folder).is_dir() and folder:
+        return _load_tensorflow(folder, signature=signature)
     if not Path(path).exists():
         raise PlanishError(f"no such file: {path}")
     suffix = Path(path).suffix.lower()
+    if Path(path).is_dir() or suffix in _KERAS or (suffix == ".pb" and _is_of_tensorflow_file(Path(path))):
+        return _load_tensorflow(path)
     if suffix in _ONNX:
         from planish.frontends.onnx import load as load_onnx
 
@@ -97,6 +109,29 @@ def _load_path(path: str) -> Graph:
 
         return load_pt2(path)
     raise PlanishError(f"{path}: unknown kind of model; planish reads {_READERS}")
+
+
+def _is_of_tensorflow(model: Any) -> bool:
+    """Whether ``model`` is a function, module, graph or layer of TensorFlow or Keras; imports nothing."""
+    packages = {c.__module__.partition(".")[0] for c in type(model).__mro__}
+    return not packages.isdisjoint(("tensorflow", "keras", "tf_keras"))
+
+
+def _is_of_tensorflow_file(path: Path) -> bool:
+    """Whether a protobuf file is TensorFlow's: the first field of a GraphDef is a message, that of ONNX a number."""
+    if path.name == "saved_model.pb":
+        return True
+    with path.open("rb") as file:
+        return file.read(1) in (b"\x0a", b"\x12")
+
+
+def _load_tensorflow(
+    model: Any, inputs: Any = (), dynamic_shapes: Any = None, *, signature: str | None = None
+) -> Graph:
+    from planish.frontends.tensorflow import from_tensorflow
+
+    args = inputs if isinstance(inputs, tuple) else (inputs,)
+    return from_tensorflow(model, *args, signature=signature, dynamic_shapes=dynamic_shapes)
 
 
 def _load_module(module: Any, args: Any = (), kwargs: Any = None, dynamic_shapes: Any = None) -> Graph:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ def from_tensorflow(
     dynamic_shapes: DynamicShapes | None = None,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
+    opaque: Collection[str] = (),
 ) -> Graph:
     """The graph of a TensorFlow or Keras model, whose weights are TensorFlow's own memory.
 
@@ -54,6 +55,8 @@ def from_tensorflow(
             has of placeholders.
         output_names: other names for the outputs, in order. Of a GraphDef: which tensors are the outputs; None: those
             that nothing in it reads.
+        opaque: types of operations that stay as they are: operators of the domain ``tensorflow`` with the operation's
+            inputs and attributes, for a runtime that has them. Not of Keras models with another backend.
 
     Raises:
         ImportError: the extra is missing.
@@ -69,35 +72,39 @@ def from_tensorflow(
             require_tensorflow()
             from .saved_model import of_saved_model
 
-            return _graph(of_saved_model(path, signature, dynamic_shapes), input_names, output_names)
+            return _graph(of_saved_model(path, signature, dynamic_shapes), input_names, output_names, opaque)
         else:
             require_tensorflow()
             from .graphdef import of_graph_def, read_graph_def
 
             source = of_graph_def(read_graph_def(path), str(path), args, dynamic_shapes, input_names, output_names)
-            return _graph(source)
+            return _graph(source, opaque=opaque)
     if is_keras(model):
         call = call_of(model, args, kwargs or {}, dynamic_shapes, model.name)
         if backend_of(model) != "tensorflow":
             return from_other_backend(call, input_names, output_names)
         require_tensorflow()
-        return _graph(trace_keras(call), input_names, output_names)
+        return _graph(trace_keras(call), input_names, output_names, opaque)
     require_tensorflow()
     if type(model).__name__ == "GraphDef":
         from .graphdef import of_graph_def
 
-        return _graph(of_graph_def(model, "the GraphDef", args, dynamic_shapes, input_names, output_names))
+        source = of_graph_def(model, "the GraphDef", args, dynamic_shapes, input_names, output_names)
+        return _graph(source, opaque=opaque)
     from .sources import traced
 
-    return _graph(traced(model, args, kwargs or {}, signature, dynamic_shapes), input_names, output_names)
+    return _graph(traced(model, args, kwargs or {}, signature, dynamic_shapes), input_names, output_names, opaque)
 
 
 def _graph(
-    source: Traced, input_names: Sequence[str] | None = None, output_names: Sequence[str] | None = None
+    source: Traced,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    opaque: Collection[str] = (),
 ) -> Graph:
     from .program import Program
 
-    return Program(source).graph(input_names, output_names)
+    return Program(source, opaque).graph(input_names, output_names)
 
 
 @dataclass(frozen=True)
@@ -114,6 +121,7 @@ class TensorflowModel:
     dynamic_shapes: DynamicShapes | None = None
     input_names: Sequence[str] | None = None
     output_names: Sequence[str] | None = None
+    opaque: Collection[str] = ()
 
     def graph(self) -> Graph:
         """The graph; raises what `from_tensorflow` raises."""
@@ -125,6 +133,7 @@ class TensorflowModel:
             dynamic_shapes=self.dynamic_shapes,
             input_names=self.input_names,
             output_names=self.output_names,
+            opaque=self.opaque,
         )
 
 

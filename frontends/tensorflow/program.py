@@ -27,9 +27,15 @@ __all__ = ["Program"]
 
 @dataclass
 class Program:
-    """A traced model, about to be translated."""
+    """A traced model, about to be translated.
+
+    Attributes:
+        traced: it.
+        opaque: types of operations that stay as they are.
+    """
 
     traced: Traced
+    opaque: Collection[str] = ()
 
     def graph(self, input_names: Sequence[str] | None = None, output_names: Sequence[str] | None = None) -> Graph:
         """The translation.
@@ -43,7 +49,7 @@ class Program:
         graph = Graph(source.name, opsets={"": canonical_opset()})
         graph.info.update(producer_name="tensorflow", producer_version=tf.__version__)
         translator = Translator(graph, Weights(source.variables))
-        translator.module_of = source.module_of
+        translator.module_of, translator.opaque = source.module_of, self.opaque
         given: dict[str, Any] = {}
         inputs = _named(source.inputs, input_names, "input", source.what)
         for (name, tensor), names in zip(inputs.items(), source.axes, strict=True):

@@ -6,7 +6,7 @@ It raises `Refused` where there is no translation; the walk goes on, so that one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache, cached_property
 from typing import Any
 
@@ -20,6 +20,7 @@ from ...ir.types import UNKNOWN, DType, TensorType, compatible, merge, tensor_ty
 from ..emit import Emitter, Refused
 from .functions import find_function
 from .layout import Layouts
+from .opaque import kept
 from .origin import module_of, source_of
 from .reasons import Refusal, UnsupportedOperations, reason_for
 from .tensor import Weights
@@ -95,6 +96,11 @@ class Operation:
             return default
         return found.decode() if isinstance(found, bytes) else found
 
+    @property
+    def attributes(self) -> list[str]:
+        """The names of its attributes."""
+        return list(self._operation.node_def.attr)
+
     @cached_property
     def outs(self) -> list[TensorType]:
         """The types of the results."""
@@ -113,6 +119,7 @@ class Translator(Emitter):
         weights: arrays as constants.
         layouts: which values are kept with channels first.
         module_of: the module that an operation is in, by its name.
+        opaque: types of operations that stay as they are.
         refusals: what could not be translated.
         calls: the graphs of the functions that are being inlined.
     """
@@ -122,6 +129,7 @@ class Translator(Emitter):
         self.weights = weights
         self.layouts = Layouts(self)
         self.module_of: Callable[[str], str] = module_of
+        self.opaque: Collection[str] = ()
         self.refusals: list[Refusal] = []
         self.calls: list[Any] = []
 
@@ -165,7 +173,7 @@ class Translator(Emitter):
             self.label, self.metadata = before
 
     def _apply(self, operation: Operation, operands: list[Any]) -> list[Any]:
-        found = RULES.get(operation.type)
+        found = kept if operation.type in self.opaque else RULES.get(operation.type)
         if found is None and find_function(operation.graph, operation.type) is not None:
             found = RULES[CALL]
         if found is None:

@@ -465,3 +465,13 @@ def test_tensorflow_torch_and_jax_are_read_in_one_process():
     ]
     for graph in graphs:
         assert_computes(graph, [x], np.maximum(x, 0))
+
+
+def test_operations_stay_as_they_are_on_request() -> None:
+    spec = tf.TensorSpec([None, 3], name="x")
+    graph = from_tensorflow(lambda x: tf.exp(tf.math.lgamma(x)), spec, opaque=["Lgamma"])
+    node = next(n for n in graph if n.op == "tensorflow.Lgamma")
+    assert (str(node.result.type), dict(node.attrs)) == ("float[?,3]", {"T": "float32"})
+    assert graph.opsets["tensorflow"] == 1
+    planish.Pipeline.parse("default").run(graph, planish.Context(lambda: backend("onnxruntime")))
+    assert [n.op for n in graph] == ["tensorflow.Lgamma", "Exp"]

@@ -10,6 +10,7 @@ import numpy as np
 from ...ir.graph import Value
 from ...ir.tensor import ArrayTensor, Tensor, TensorError
 from ...ir.types import DType
+from ..names import Names
 
 __all__ = ["JaxTensor", "Weights"]
 
@@ -42,7 +43,7 @@ class Weights:
 
     def __init__(self) -> None:
         self._values: dict[object, tuple[Value, Any]] = {}
-        self._taken: set[str] = set()
+        self._names = Names()
 
     def value(self, array: Any, name: str = "", dtype: np.dtype[Any] | None = None) -> Value:
         """The constant for a jax or numpy array.
@@ -57,20 +58,12 @@ class Weights:
         key = _memory(array)
         known = self._values.get(key)
         if known is None:
-            name = self._unused(name or "constant")
+            name = self._names.unused(name or "constant")
             tensor = (
                 JaxTensor(array, name) if isinstance(array, jax.Array) else ArrayTensor(np.asarray(array), name=name)
             )
             known = self._values[key] = (Value(tensor.type, name, const=tensor), array)  # the array: it keeps its id
         return known[0]
-
-    def _unused(self, name: str) -> str:
-        found, count = name, 0
-        while found in self._taken:
-            count += 1
-            found = f"{name}_{count}"
-        self._taken.add(found)
-        return found
 
 
 def _memory(array: Any) -> object:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from ...ir.errors import ModelError
 from ...ir.graph import Graph, GraphOutput, Value
 from ...ir.schema import canonical_opset
 from ..emit import Refused
+from ..names import parameter_names
 from . import control, convolution, elementwise, gather, linear, reductions, scatter, shapes, sorting  # noqa: F401
 from .failure import describe
 from .tensor import Weights
@@ -49,7 +49,7 @@ def trace(
     what = _name_of(function)
     given = (args if params is None else (params, *args), dict(kwargs or {}))
     paths, structure = jax.tree_util.tree_flatten_with_path(given)
-    names = _parameter_names(function, *given)
+    names = parameter_names(function, len(given[0]))
     leaves = [_leaf(path, value, names, params is not None) for path, value in paths]
     weightless = [x.name for x in leaves if x.is_weight and isinstance(x.value, jax.ShapeDtypeStruct)]
     if weightless:
@@ -148,25 +148,6 @@ def _key(entry: Any) -> str:
 
 def _joined(path: Sequence[Any]) -> str:
     return ".".join(_key(entry) for entry in path)
-
-
-def _parameter_names(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
-    """What the function calls its positional arguments.
-
-    Raises:
-        ModelError: it does not take them.
-    """
-    try:
-        parameters = list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):  # of a builtin
-        parameters = []
-    names: list[str] = []
-    for parameter in parameters:
-        if parameter.kind is parameter.VAR_POSITIONAL:
-            names += [f"{parameter.name}_{i}" for i in range(len(args) - len(names))]
-        elif parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
-            names.append(parameter.name)
-    return [*names, *(f"arg_{i}" for i in range(len(names), len(args)))]
 
 
 def _leaf(path: Sequence[Any], value: Any, names: Sequence[str], has_params: bool) -> _Leaf:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ...ir.errors import ModelError
 
-__all__ = ["Input", "mapped", "open_axes", "opened", "parameter_names", "size_name"]
+__all__ = ["Input", "mapped", "open_axes", "opened", "size_name"]
 
 
 @dataclass(frozen=True)
@@ -96,21 +95,6 @@ def mapped(structure: Any, function: Callable[[str, Any], Any], path: str = "") 
         found = [mapped(part, function, f"{path}_{i}" if path else str(i)) for i, part in enumerate(structure)]
         return found if isinstance(structure, list) else tuple(found)
     return function(path, structure)
-
-
-def parameter_names(function: Callable[..., Any], count: int) -> list[str]:
-    """What a function calls its first ``count`` positional arguments."""
-    try:
-        parameters = list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):  # of a builtin
-        parameters = []
-    names: list[str] = []
-    for parameter in parameters:
-        if parameter.kind is parameter.VAR_POSITIONAL:
-            names += [f"{parameter.name}_{i}" for i in range(count - len(names))]
-        elif parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
-            names.append(parameter.name)
-    return [*names, *(f"arg_{i}" for i in range(len(names), count))][:count]
 
 
 def size_name(name: str, axis: int, *, is_batch: bool) -> str:

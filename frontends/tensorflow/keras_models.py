@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...ir.errors import ModelError
-from .inputs import Input, mapped, open_axes, opened, parameter_names, size_name
+from ..names import parameter_names
+from .inputs import Input, mapped, open_axes, opened, size_name
 
 __all__ = ["KerasCall", "backend_of", "call_of", "example_shape", "is_keras", "layer_paths", "place_of"]
 

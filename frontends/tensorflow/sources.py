@@ -10,8 +10,9 @@ from typing import Any
 import tensorflow as tf
 
 from ...ir.errors import ModelError
+from ..names import parameter_names
 from .failure import describe
-from .inputs import Input, mapped, open_axes, opened, parameter_names
+from .inputs import Input, mapped, open_axes, opened
 from .origin import module_of
 
 __all__ = ["Traced", "concrete", "identifier", "name_of", "of_concrete", "output_names", "spec_of", "traced"]

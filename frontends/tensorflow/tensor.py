@@ -11,6 +11,7 @@ import numpy as np
 from ...ir.graph import Value
 from ...ir.tensor import ArrayTensor, Tensor
 from ..emit import Refused
+from ..names import Names
 
 __all__ = ["StoredVariable", "Weights"]
 
@@ -40,7 +41,7 @@ class Weights:
         self.changed: Collection[int] = ()
         self._names = names
         self._values: dict[int, tuple[Value, Any]] = {}
-        self._taken: set[str] = set()
+        self._unique = Names()
 
     def variable(self, handle: Any, dtype: Any, name: str) -> Value:
         """The constant for what a variable holds now.
@@ -67,7 +68,7 @@ class Weights:
     def _read(self, handle: Any, dtype: Any, name: str) -> Value:
         if isinstance(handle, StoredVariable):
             tensor = handle.tensor
-            tensor.name = self._unused(tensor.name)
+            tensor.name = self._unique.unused(tensor.name)
             return Value(tensor.type, tensor.name, const=tensor)
         import tensorflow as tf
 
@@ -76,16 +77,8 @@ class Weights:
 
     def array(self, array: np.ndarray[Any, Any], name: str = "") -> Value:
         """A constant for an array, which is shared."""
-        name = self._unused(name or "constant")
+        name = self._unique.unused(name or "constant")
         array = array.view()
         array.flags.writeable = False
         tensor = ArrayTensor(array, name=name)
         return Value(tensor.type, name, const=tensor)
-
-    def _unused(self, name: str) -> str:
-        found, count = name, 0
-        while found in self._taken:
-            count += 1
-            found = f"{name}_{count}"
-        self._taken.add(found)
-        return found

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...ir.errors import ModelError
 from ...ir.graph import Graph
 from .files import Kind, kind_of, load_keras_file
 from .keras_backends import from_other_backend, trace_keras
@@ -82,6 +83,10 @@ def from_tensorflow(
     if is_keras(model):
         call = call_of(model, args, kwargs or {}, dynamic_shapes, model.name)
         if backend_of(model) != "tensorflow":
+            if opaque:
+                raise ModelError(
+                    f"{model.name}: opaque names operations of TensorFlow; {backend_of(model)} computes this"
+                )
             return from_other_backend(call, input_names, output_names)
         require_tensorflow()
         return _graph(trace_keras(call), input_names, output_names, opaque)

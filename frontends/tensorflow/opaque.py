@@ -29,6 +29,7 @@ def kept(t: Translator, o: Operation, *operands: Any) -> list[Value]:
     attrs = {name: _attribute(name, o.attr(name)) for name in o.attributes if not name.startswith("_")}
     results = t.append(f"{DOMAIN}.{o.type}", operands, attrs, len(o.tensors))
     t.root.opsets[DOMAIN] = 1
+    t.kept.add(o.type)
     return list(results)
 
 

@@ -42,14 +42,15 @@ class Program:
 
         Raises:
             UnsupportedOperations: it has operations without a translation.
-            ModelError: an input or an output is no tensor of ONNX, or the names do not fit.
+            ModelError: an input or an output is no tensor of ONNX, the names do not fit, or no operation is of a type
+                that is to stay.
         """
         load_all()
         source = self.traced
         graph = Graph(source.name, opsets={"": canonical_opset()})
         graph.info.update(producer_name="tensorflow", producer_version=tf.__version__)
         translator = Translator(graph, Weights(source.variables))
-        translator.module_of, translator.opaque = source.module_of, self.opaque
+        translator.module_of, translator.opaque = source.module_of, frozenset(self.opaque)
         given: dict[str, Any] = {}
         inputs = _named(source.inputs, input_names, "input", source.what)
         for (name, tensor), names in zip(inputs.items(), source.axes, strict=True):
@@ -63,6 +64,9 @@ class Program:
         outputs = _named(source.outputs, output_names, "output", source.what, inputs)
         found = translator.inline(source.graph, given, list(outputs.values()))
         translator.finish(source.what)
+        missing = sorted(set(self.opaque) - translator.kept)
+        if missing:
+            raise ModelError(f"{source.what}: opaque names {', '.join(missing)}, and the model has no such operation")
         self._finish(translator, found, list(outputs))
         return graph
 

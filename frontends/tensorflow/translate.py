@@ -120,6 +120,7 @@ class Translator(Emitter):
         layouts: which values are kept with channels first.
         module_of: the module that an operation is in, by its name.
         opaque: types of operations that stay as they are.
+        kept: those of them that there were.
         refusals: what could not be translated.
         calls: the graphs of the functions that are being inlined.
     """
@@ -130,6 +131,7 @@ class Translator(Emitter):
         self.layouts = Layouts(self)
         self.module_of: Callable[[str], str] = module_of
         self.opaque: Collection[str] = ()
+        self.kept: set[str] = set()
         self.refusals: list[Refusal] = []
         self.calls: list[Any] = []
 

@@ -17,6 +17,7 @@ from tensorflow.python.saved_model import load
 import planish
 from planish.backends import backend
 from planish.frontends.tensorflow import TensorflowModel, from_tensorflow
+from planish.ir.errors import ModelError
 
 RNG = np.random.default_rng(0)
 
@@ -475,3 +476,9 @@ def test_operations_stay_as_they_are_on_request() -> None:
     assert graph.opsets["tensorflow"] == 1
     planish.Pipeline.parse("default").run(graph, planish.Context(lambda: backend("onnxruntime")))
     assert [n.op for n in graph] == ["tensorflow.Lgamma", "Exp"]
+
+
+@pytest.mark.parametrize("opaque", [["Digamma"], "Exp"])
+def test_operations_that_are_to_stay_must_be_there(opaque: object) -> None:
+    with pytest.raises(ModelError, match=r"opaque names .* the model has no such operation"):
+        from_tensorflow(tf.exp, tf.TensorSpec([None, 3]), opaque=opaque)

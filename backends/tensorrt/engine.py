@@ -31,7 +31,7 @@ from .cuda import Buffer, Driver, find_driver, no_driver
 from .inspector import Inspection, inspect_json
 from .manifest import Manifest, Port
 from .messages import first, telling
-from .module import Module, find_module, is_installed
+from .module import RTX_GPUS, Module, find_module, is_installed
 from .options import byte_count, check_options
 from .versions import Version, version_of
 
@@ -84,12 +84,15 @@ def check_run_options(given: Mapping[str, Any]) -> RunOptions:
 
 def runnable() -> str:
     """Why no engine runs here, in one line, or ""."""
-    if find_driver() is None:
+    driver = find_driver()
+    if driver is None:
         return f"engines run on a GPU, and here is none: {no_driver()}"
     try:
-        find_module()
+        module = find_module()
     except PlanishError as error:
         return str(error)
+    if not module.runs_on(driver.gpu.capability):
+        return f"{module} runs on {RTX_GPUS}, and here is {driver.gpu}: pip install tensorrt"
     return ""
 
 

@@ -24,6 +24,7 @@ from ..base import Written
 from ..files import Files
 from .build import Plan
 from .cuda import find_driver
+from .module import RTX_GPUS
 
 __all__ = ["Manifest", "Port", "manifest_of", "manifest_path", "read", "save", "write"]
 
@@ -160,7 +161,7 @@ def runs_on(plan: Plan, capability: str) -> str:
     """The GPUs that can run ``plan``, in words; ``capability``: of the GPU that it was built on."""
     if plan.module.rtx:
         named = plan.options.capabilities
-        return f"compute capability {' or '.join(named)}" if named else "compute capability 8.0 and later"
+        return f"compute capability {' or '.join(named)}" if named else RTX_GPUS
     hardware = {"ampere+": "compute capability 8.0 and later", "same-capability": f"compute capability {capability}"}
     return hardware.get(plan.options.hardware, f"GPUs of this kind (compute capability {capability})")
 

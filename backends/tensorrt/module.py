@@ -18,8 +18,10 @@ from ...ir.errors import PlanishError
 from ...ir.types import DType
 from .versions import Version
 
-__all__ = ["Messages", "Module", "find_module", "is_installed"]
+__all__ = ["RTX_GPUS", "Messages", "Module", "find_module", "is_installed"]
 
+RTX_GPUS = "compute capability 8.0, 8.6, 8.9, 12.0 and later"  # what TensorRT for RTX 1.7 runs on; 7.5 if asked for
+_RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9")
 _RTX = "tensorrt_rtx"
 _TENSORRT = "tensorrt"
 _DTYPES = {  # by their names in the API
@@ -74,6 +76,10 @@ class Module:
         """The major and minor version of the package; TensorRT for RTX counts anew."""
         major, minor = self.version.split(".")[:2]
         return int(major), int(minor)
+
+    def runs_on(self, capability: str) -> bool:
+        """Whether it has engines for GPUs of this compute capability, such as ``8.9``: for RTX, `RTX_GPUS` and 7.5."""
+        return not self.rtx or capability in _RTX_CAPABILITIES or float(capability) >= 12
 
     def __str__(self) -> str:
         return f"{'TensorRT for RTX' if self.rtx else 'TensorRT'} {'.'.join(self.version.split('.')[:3])}"

@@ -11,7 +11,7 @@ from typing import Any
 from ...ir.errors import PlanishError
 from . import profiles
 from .cuda import find_driver
-from .module import Module
+from .module import RTX_GPUS, Module
 from .precision import parse_precision
 
 __all__ = ["HARDWARE", "BuildOptions", "byte_count", "capability_name", "check_options", "refused"]
@@ -34,8 +34,8 @@ class BuildOptions:
         weight_streaming: whether weights may stay in host memory while it runs.
         version_compatible: whether later versions of TensorRT can run it.
         hardware: other GPUs that must be able to run it: ``ampere+`` or ``same-capability``.
-        capabilities: TensorRT for RTX: the compute capabilities to build for, such as ``("7.5",)``; by default 8.0 and
-            later.
+        capabilities: TensorRT for RTX: the compute capabilities to build for, such as ``("7.5",)``; by default
+            `RTX_GPUS`.
         level: how long the builder may search, 0 to 5.
         precision: what to compute in (see `planish.backends.tensorrt.precision.apply_precision`).
         sparse_weights: use kernels for 2:4 sparse weights; None: where weights are such.
@@ -151,7 +151,7 @@ def _refused_by_rtx(options: BuildOptions, module: Module) -> Iterator[str]:
     if options.version_compatible:
         yield f"{module} has no version_compatible: it has no lean runtime"
     if options.hardware:
-        yield f"{module} has no hardware: its engines run on compute capability 8.0 and later, or on capabilities=…"
+        yield f"{module} has no hardware: its engines run on {RTX_GPUS}, or on capabilities=…"
     if options.timing_cache is not None:
         yield f"{module} has no timing_cache: it times nothing when it builds (see runtime_cache, for running)"
     if (options.refit or options.strip_plan) and find_driver() is None:

@@ -33,7 +33,8 @@ class Forward:
 
     Attributes:
         defaults: what inputs are for which a batch may have no array.
-        constants: the weights that are not trained. They are passed, or they would become part of the program.
+        constants: the weights that are not trained, where JAX computes. They are passed, or they would become part of
+            the program.
     """
 
     def __init__(
@@ -44,6 +45,8 @@ class Forward:
         precision: Literal["float32", "bfloat16"],
         ctx: Context,
     ):
+        import jax
+
         self._initial = weights
         mapping: dict[Value, Value] = {}
         copy = clone_graph(graph, mapping)
@@ -58,7 +61,7 @@ class Forward:
 
             ConvertPrecision(to="bfloat16").run(copy, Context())
         self.function = ctx.differentiable(copy)
-        self.constants = self.function.params
+        self.constants = jax.device_put(self.function.params)
         self.outputs = [o.name for o in copy.output_info]
 
     def weights(self) -> dict[str, Array]:

@@ -274,7 +274,10 @@ def test_options_reach_the_builder():
         ({"refit": True}, "TensorRT for RTX 1.7.1 needs a GPU to build an engine with refit"),
         ({"strip_plan": True}, "needs a GPU to build an engine with strip_plan"),
         ({"version_compatible": True}, "has no version_compatible: it has no lean runtime"),
-        ({"hardware": "ampere+"}, "has no hardware: its engines run on compute capability 8.0 and later"),
+        (
+            {"hardware": "ampere+"},
+            "has no hardware: its engines run on compute capability 8.0, 8.6, 8.9, 12.0",
+        ),
         ({"timing_cache": "t.cache"}, "has no timing_cache: it times nothing when it builds"),
         ({"capabilities": "9.9"}, "builds for no compute capability 9.9: it knows 7.5, 8.0, 8.6"),
         ({"level": 6}, "level 6: give 0 to 5"),

@@ -638,6 +638,22 @@ def test_without_a_gpu_one_line_says_so(nowhere, tmp_path):
             action()
 
 
+@pytest.mark.parametrize(
+    ("major", "minor", "runs"), [(7, 5, True), (8, 6, True), (8, 7, False), (9, 0, False), (12, 1, True)]
+)
+def test_tensorrt_for_rtx_has_engines_for_some_gpus_only(gpu, monkeypatch, major, minor, runs):
+    attributes = {75: major, 76: minor}
+    monkeypatch.setattr(
+        fake.Library,
+        "cuDeviceGetAttribute",
+        lambda self, out, attribute, device: setattr(out._obj, "value", attributes[attribute]),
+    )
+    assert engine.runnable() == ""  # that is TensorRT, which has none of its own to say
+    monkeypatch.setattr(engine, "find_module", lambda version=None: Module(fake.api("1.7.1"), True))
+    reason = engine.runnable()
+    assert ("8.0, 8.6, 8.9, 12.0 and later, and here is Fake 4090" in reason) != runs
+
+
 def test_a_library_without_devices_is_no_driver(monkeypatch):
     library = fake.Library()
     monkeypatch.setattr(fake.Library, "cuDeviceGetCount", lambda self, out: None)

@@ -14,6 +14,7 @@ import torch
 from jax import export
 
 from planish.backends.xla.function import to_jax
+from planish.backends.xla.integers import multiply_integers
 from planish.ir import DType, Graph, tensor_type
 from planish.ir.builder import make_node
 from planish.ir.edit import insert_floating
@@ -154,6 +155,18 @@ def test_integer_products_subtract_zero_points_of_all_forms(left: Any, right: An
     full = codes(left, 2, 3, 1)
     assert run("MatMulInteger", a, b, full, zb).tolist() == ((exact - full) @ (by - int(zb))).tolist()
     assert run("MatMulInteger", a[0, 0], b, za, columns).tolist() == ((exact[0, 0] - int(za)) @ (by - columns)).tolist()
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3)])
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 15, 16])
+def test_integer_products_run_over_whole_words(length: int, shape: tuple[int, ...]) -> None:
+    """XLA for GPUs gives twice the product of int8 where the length is no multiple of 4."""
+    a = RANDOM.integers(-128, 128, (*shape, length)).astype(np.int8)
+    b = RANDOM.integers(-128, 128, (*shape[:-1], length, 5)).astype(np.int8)
+    (product,) = [e for e in jax.make_jaxpr(multiply_integers)(a, b).eqns if e.primitive.name == "dot_general"]
+    ((contracted, _), _) = product.params["dimension_numbers"]
+    assert [product.invars[0].aval.shape[d] % 4 for d in contracted] == [0]
+    assert multiply_integers(a, b).tolist() == (a.astype(int) @ b.astype(int)).tolist()
 
 
 @pytest.mark.parametrize(

@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 __all__ = ["is_own_kind", "load", "save", "save_for"]
 
 _ONNX = (".onnx", ".onnxtxt", ".onnxtext", ".ort", ".pb")
-_KERAS = (".keras", ".h5", ".hdf5")
-_READERS = ".onnx, .pt2, .keras and .h5 files, SavedModel folders, GraphDefs (.pb), and module.py:function"
+_TENSORFLOW = (".keras", ".h5", ".hdf5", ".tflite")
+_READERS = ".onnx, .pt2, .keras, .h5 and .tflite files, SavedModel folders, GraphDefs (.pb), and module.py:function"
 
 
 def load(model: Model) -> Graph:
     """The graph of a model.
 
     Args:
-        model: a path (``.onnx``, ``.pt2``, ``.keras``, ``.h5``, ``.pb``, the folder of a SavedModel or
+        model: a path (``.onnx``, ``.pt2``, ``.keras``, ``.h5``, ``.pb``, ``.tflite``, the folder of a SavedModel or
             ``folder:signature``, ``module.py:function``), a `Graph` (returned as it is), an ``onnx.ModelProto``, an
             ``onnx_ir.Model``, an ``onnx_graphsurgeon.Graph``, a ``torch.export.ExportedProgram``, a
             ``torch.nn.Module`` with example inputs as a tuple ``(module, args)``, ``(module, args, kwargs)`` or
@@ -98,7 +98,7 @@ def _load_path(path: str) -> Graph:
     if not Path(path).exists():
         raise PlanishError(f"no such file: {path}")
     suffix = Path(path).suffix.lower()
-    if Path(path).is_dir() or suffix in _KERAS or (suffix == ".pb" and _is_of_tensorflow_file(Path(path))):
+    if Path(path).is_dir() or suffix in _TENSORFLOW or (suffix == ".pb" and _is_of_tensorflow_file(Path(path))):
         return _load_tensorflow(path)
     if suffix in _ONNX:
         from planish.frontends.onnx import load as load_onnx

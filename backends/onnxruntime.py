@@ -22,7 +22,7 @@ from ..passes.quantize.targets import target_for
 from .base import Backend, Executable, Lowered, LoweringError, import_or_explain
 from .legalize import Stamp, legalize
 from .ort_forms import adapt
-from .ort_quantized import adapt_quantized
+from .ort_quantized import adapt_quantized, move_codes
 from .ort_target import OrtTarget, lacks_kernel
 from .quantization import encode
 
@@ -229,6 +229,7 @@ class OnnxRuntime(Backend):
         adapt(lowered)
         adapt_quantized(lowered)
         encode(lowered, target_for(f"{self.name}:{self.variant}").activation)
+        move_codes(lowered)
         return Lowered(lowered, legalize(lowered, OrtTarget(custom_ops)))
 
     def compile(self, graph: Graph, **options: Any) -> Executable:

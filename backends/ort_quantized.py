@@ -22,7 +22,7 @@ from ..passes.quantize.targets import target_for
 from .ort_target import defines
 from .quantization import Codes, dequantized, encoded_constant, shifted, substitute
 
-__all__ = ["adapt_quantized"]
+__all__ = ["adapt_quantized", "move_codes"]
 
 _PRODUCT = "com.microsoft.MatMulIntegerToFloat"
 _DYNAMIC = "com.microsoft.DynamicQuantizeMatMul"
@@ -32,6 +32,7 @@ _BLOCKS = (16, 32, 64, 128, 256)  # block sizes of MatMulNBits and GatherBlockQu
 _PACKED_BITS = (2, 4, 8)
 _EIGHT = (DType.INT8, DType.UINT8)
 _NARROW = (DType.INT4, DType.UINT4, DType.INT2, DType.UINT2)
+_MOVES = ("MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")  # that ONNX Runtime moves codes across
 _INT8_LEVEL = 4  # of MatMulNBits: the left factor becomes int8 in blocks of its rows
 
 
@@ -78,6 +79,25 @@ def adapt_quantized(graph: Graph) -> None:
         _as_bytes(node, known)
     for node in [n for n in graph.walk() if n.op in ("QuantizeLinear", "DequantizeLinear")]:
         _in_one_type(node)
+
+
+def move_codes(graph: Graph) -> None:
+    """Move codes of int8 instead of the numbers they stand for.
+
+    ONNX Runtime 1.31 would do so itself, and makes a model of it that it refuses, from operator set 21 on.
+    """
+    for node in [n for n in graph.walk() if n.op in _MOVES and not n.domain and len(n.results) == 1]:
+        numbers = node.given(0)
+        source = numbers.producer
+        if source is None or source.op != "DequantizeLinear" or source.given(0).dtype is not DType.INT8:
+            continue
+        scale = source.given(1)
+        if source.given(0).const is not None or scale.shape is None or not all(d == 1 for d in scale.shape):
+            continue
+        moved = make_node(node.op, (source.given(0), *node.operands[1:]), dict(node.attrs)).result
+        operands = (moved, scale, source.operand(2))
+        substitute(node, make_node("DequantizeLinear", operands, dict(source.attrs)).result)
+        edit.erase_dead([source])
 
 
 def _in_one_type(node: Node) -> None:

@@ -43,7 +43,7 @@ def from_tensorflow(
     Args:
         model: a Keras model or layer, a ``tf.function``, a ``ConcreteFunction``, a ``tf.Module``, what
             ``tf.saved_model.load`` returns, a ``GraphDef`` without variables, or a path: a ``.keras`` or ``.h5`` file,
-            the folder of a SavedModel, or the ``.pb`` file of a GraphDef.
+            the folder of a SavedModel, the ``.pb`` file of a GraphDef, or a ``.tflite`` file.
         args: example inputs, or ``tf.TensorSpec`` whose sizes may be None: of what is traced. Not needed where the
             model knows its own: functional and sequential models, an ``input_signature``, what was saved.
         kwargs: example keyword arguments.
@@ -74,6 +74,13 @@ def from_tensorflow(
             from .saved_model import of_saved_model
 
             return _graph(of_saved_model(path, signature, dynamic_shapes), input_names, output_names, opaque)
+        elif kind is Kind.LITE:
+            require_tensorflow()
+            from .lite.model import lite_graph
+
+            if opaque:
+                raise ModelError(f"{path}: opaque names operations of TensorFlow, and a .tflite file has operators")
+            return lite_graph(path, signature, dynamic_shapes, input_names, output_names)
         else:
             require_tensorflow()
             from .graphdef import of_graph_def, read_graph_def

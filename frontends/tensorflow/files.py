@@ -42,6 +42,7 @@ class Kind(Enum):
     KERAS = auto()
     SAVED_MODEL = auto()
     GRAPH_DEF = auto()
+    LITE = auto()
 
 
 def kind_of(path: Path) -> Kind:
@@ -59,7 +60,9 @@ def kind_of(path: Path) -> Kind:
         return Kind.KERAS
     if suffix == ".pb":
         return Kind.SAVED_MODEL if path.name == "saved_model.pb" else Kind.GRAPH_DEF
-    raise ModelError(f"{path}: not a .keras, .h5 or .pb file, and not the folder of a SavedModel")
+    if suffix == ".tflite":
+        return Kind.LITE
+    raise ModelError(f"{path}: not a .keras, .h5, .pb or .tflite file, and not the folder of a SavedModel")
 
 
 def load_keras_file(path: Path) -> Any:

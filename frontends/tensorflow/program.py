@@ -22,7 +22,7 @@ from .sources import Traced
 from .tensor import StoredVariable, Weights
 from .translate import Translator, dtype_of
 
-__all__ = ["Program"]
+__all__ = ["Program", "named"]
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Program:
         translator = Translator(graph, Weights(source.variables))
         translator.module_of, translator.opaque = source.module_of, frozenset(self.opaque)
         given: dict[str, Any] = {}
-        inputs = _named(source.inputs, input_names, "input", source.what)
+        inputs = named(source.inputs, input_names, "input", source.what)
         for (name, tensor), names in zip(inputs.items(), source.axes, strict=True):
             value = graph.add_input(self._type(name, tensor, names), name)
             translator.sizes.add_input(value)
@@ -61,7 +61,7 @@ class Program:
             given[tensor.name] = _captured(translator, external, tensor)
         handles = {tensor.name: external for external, tensor in source.captures if tensor.dtype == tf.resource}
         translator.weights.changed = changed_variables(source.graph, handles)
-        outputs = _named(source.outputs, output_names, "output", source.what, inputs)
+        outputs = named(source.outputs, output_names, "output", source.what, inputs)
         found = translator.inline(source.graph, given, list(outputs.values()))
         translator.finish(source.what)
         missing = sorted(set(self.opaque) - translator.kept)
@@ -93,7 +93,7 @@ class Program:
         t.erase_dead()
 
 
-def _named(
+def named(
     tensors: Sequence[tuple[str, Any]],
     names: Sequence[str] | None,
     kind: str,

@@ -167,14 +167,19 @@ class Translator(Emitter):
         self.metadata = {**self.metadata, **own}
         seen = Operation(operation)
         try:
-            return self._apply(seen, operands)
+            return self.apply(seen, operands)
         except Refused as refused:
             self.refusals.append(Refusal(seen.type, seen.name, source, str(refused)))
             return [Value(_type_or_unknown(t)) for t in seen.tensors]
         finally:
             self.label, self.metadata = before
 
-    def _apply(self, operation: Operation, operands: list[Any]) -> list[Any]:
+    def apply(self, operation: Operation, operands: Sequence[Any]) -> list[Any]:
+        """The results of an operation, whose operands are translated.
+
+        Raises:
+            Refused: there is no translation.
+        """
         found = kept if operation.type in self.opaque else RULES.get(operation.type)
         if found is None and find_function(operation.graph, operation.type) is not None:
             found = RULES[CALL]

@@ -15,24 +15,24 @@ from ...sizes import integer
 from ..translate import Operation, Translator, rule
 from ..windows import Window, is_last, over, padded, window_of
 
-__all__: list[str] = []
+__all__ = ["convolve_kernel", "transposed_kernel"]
 
 
 @rule("Conv2D", "Conv3D", "Conv")
 def _conv(t: Translator, o: Operation, x: Value, kernel: Value) -> Any:
     if o.attr("batch_dims", 1) != 1:
         raise Refused("more than one batch dimension: merge them before with tf.reshape")
-    return _convolve(t, o, x, _kernel_first(t, kernel))
+    return convolve_kernel(t, o, x, _kernel_first(t, kernel))
 
 
 @rule("DepthwiseConv2dNative")
 def _depthwise(t: Translator, o: Operation, x: Value, kernel: Value) -> Any:
     """Its kernel is [H, W, channels, times]: every channel has as many filters."""
     kernel = _depthwise_first(t, kernel)
-    return _convolve(t, o, x, kernel)
+    return convolve_kernel(t, o, x, kernel)
 
 
-def _convolve(t: Translator, o: Operation, x: Value, kernel: Value) -> Value:
+def convolve_kernel(t: Translator, o: Operation, x: Value, kernel: Value) -> Value:
     """A convolution with a kernel [out, in of a group, spatial…]."""
     sizes = [integer(n) for n in kernel.shape or ()]
     window = window_of(o, sizes[2:])
@@ -84,7 +84,7 @@ def _backprop(t: Translator, o: Operation, sizes: Value, kernel: Value, x: Value
     kernel = t.transpose(kernel, (rank - 1, rank - 2, *range(rank - 2)))
     channels = _channels(o, sizes)
     group = 1 if channels is None else channels // integer((kernel.shape or ())[1])
-    return _transposed(t, o, x, kernel, sizes, group)
+    return transposed_kernel(t, o, x, kernel, sizes, group)
 
 
 @rule("DepthwiseConv2dNativeBackpropInput")
@@ -101,7 +101,7 @@ def _channels(o: Operation, sizes: Value) -> int | None:
     return stated if isinstance(stated, int) else None
 
 
-def _transposed(t: Translator, o: Operation, x: Value, kernel: Value, sizes: Value, group: int) -> Value:
+def transposed_kernel(t: Translator, o: Operation, x: Value, kernel: Value, sizes: Value, group: int) -> Value:
     """ConvTranspose to given sizes: which elements a convolution of that many would take from ``x``."""
     window = window_of(o, [integer(n) for n in (kernel.shape or ())[2:]])
 

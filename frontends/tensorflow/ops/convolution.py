@@ -90,7 +90,7 @@ def _backprop(t: Translator, o: Operation, sizes: Value, kernel: Value, x: Value
 @rule("DepthwiseConv2dNativeBackpropInput")
 def _depthwise_backprop(t: Translator, o: Operation, sizes: Value, kernel: Value, x: Value) -> Any:
     _known(kernel)
-    return _transposed(t, o, x, _depthwise_first(t, kernel), sizes, integer((kernel.shape or ())[2]))
+    return transposed_kernel(t, o, x, _depthwise_first(t, kernel), sizes, integer((kernel.shape or ())[2]))
 
 
 def _channels(o: Operation, sizes: Value) -> int | None:

@@ -73,10 +73,13 @@ def adapt_quantized(graph: Graph) -> None:
         elif product.left is not None:
             _integers(product, quantized)
     for node in [n for n in graph.walk() if n.op in ("MatMul", "Gemm")]:
-        _widened(node, known)
+        if node.operand(1) is not None and node.given(1).rank == 2:
+            _widened(node, known)
         _keep_apart(node)
-    for node in [n for n in graph.walk() if n.op == "Conv"]:
-        _as_bytes(node, known)
+    for node in [n for n in graph.walk() if n.op in ("Conv", "ConvTranspose")]:
+        _widened(node, known)
+        if node.op == "Conv":
+            _as_bytes(node, known)
     for node in [n for n in graph.walk() if n.op in ("QuantizeLinear", "DequantizeLinear")]:
         _in_one_type(node)
 
@@ -270,17 +273,18 @@ def _is_in_rows(left: Node, block_size: int) -> bool:
 def _widened(node: Node, known: dict[tuple[object, ...], Value]) -> None:
     """A weight whose left factor is no integer, in plain arithmetic: it is computed once, when the model is loaded.
 
-    Behind a DequantizeLinear, ONNX Runtime 1.31 would make the product a MatMulNBits, which is many times slower than
-    the product of floating-point numbers, and less exact.
+    A DequantizeLinear would be computed in every run, which takes twice as long for a convolution. Of a product, ONNX
+    Runtime 1.31 would make a MatMulNBits, which is many times slower, and less exact.
     """
     weight = node.operand(1)
-    if weight is None or not is_fake_quantize(weight) or _holds_integers(node.given(0)) or weight.rank != 2:
+    if weight is None or not is_fake_quantize(weight) or _holds_integers(node.given(0)):
         return
     assert weight.producer is not None
     codes = encoded_constant(weight.producer, known)
     if codes is None or codes.block_size or codes.codes.dtype not in (*_EIGHT, *_NARROW):
         return
-    shape = constant([-1, 1] if codes.axis % 2 == 0 else [1, -1], DType.INT64)
+    rank = len(codes.codes.shape or ())
+    shape = constant([-1 if axis == codes.axis % rank else 1 for axis in range(rank)], DType.INT64)
     number, zero = op.Cast(codes.codes, to=codes.scale.dtype), codes.zero_point
     if zero is not None and zero.const is not None and zero.const.numpy().any():
         number = op.Sub(number, op.Reshape(op.Cast(zero, to=codes.scale.dtype), shape))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ...ir import Node, Tensor, Value, constant, op
+from ...ir.dims import Dim
 from ...ir.types import DType
 from ..numerics import within
 from ..pattern import const, optional
@@ -74,8 +75,8 @@ def batch_normalization_into_conv_transpose(x, w, b, attrs, gamma, beta, mean, v
     return op.ConvTranspose(x, *_scaled(w, b, *affine(gamma, beta, mean, var, epsilon), True, attrs), **attrs)
 
 
-def _channel_vector(c: Value, result: Value, channels: Value) -> Value:
-    """Constant ``c``, which broadcasts over ``result``, as a vector over dimension 1."""
+def _channel_vector(c: Value, result: Value, n: Dim) -> Value:
+    """Constant ``c``, which broadcasts over ``result``, as a vector over dimension 1, of size ``n``."""
     rank = result.rank
     require(
         rank is not None and c.rank is not None and c.rank <= rank, "the constant has more dimensions than the result"
@@ -83,8 +84,7 @@ def _channel_vector(c: Value, result: Value, channels: Value) -> Value:
     assert rank is not None and c.const is not None
     shape = (1,) * (rank - len(c.const.shape)) + c.const.shape
     require(all(d == 1 for i, d in enumerate(shape) if i != 1), "the constant is not one number per channel")
-    n = known_shape(channels)[0]
-    require(isinstance(n, int) and shape[1] in (1, n), "the constant is not one number per channel")
+    require(shape[1] in (1, n), "the constant is not one number per channel")
     vector = c.const.numpy().reshape(-1)
     return constant(np.ascontiguousarray(np.broadcast_to(vector, (n,))), c.dtype)  # type: ignore[arg-type]
 
@@ -92,16 +92,16 @@ def _channel_vector(c: Value, result: Value, channels: Value) -> Value:
 def _fold_scale_shift(node: Node, conv: Node, c: Value, scale: bool) -> Value:
     """``Conv(x) * c`` or ``Conv(x) + c`` as one convolution."""
     x, w, b = conv.operands[0], conv.operands[1], conv.operand(2)
-    assert w is not None and w.const is not None
+    assert w is not None
     transposed = conv.op == "ConvTranspose"
     axis = 1 if transposed else 0
     require(
         not transposed or conv.attrs.get("group", 1) == 1,
         "grouped transposed convolutions keep their channels in two dimensions",
     )
-    n = w.const.shape[axis]
-    channels = constant(np.zeros(n, w.dtype.numpy))
-    vector = _channel_vector(c, conv.results[0], channels)
+    n = known_shape(w)[axis]
+    require(isinstance(n, int), "the number of channels is open")
+    vector = _channel_vector(c, conv.results[0], n)
     if scale:
         weight = op.Mul(
             w, op.Reshape(vector, constant(list(_weight_axis_shape(w, transposed, conv.attrs)), DType.INT64))
@@ -120,7 +120,7 @@ def scale_into_conv(c, match):
     return _fold_scale_shift(match.root, _inner(match.root, "Conv"), c, True)
 
 
-@rule(lambda x, attrs, w=const, b=const, c=const: op.Add(op.Conv(x, w, optional(b), **attrs), c), numerics=_ROUNDING)
+@rule(lambda x, w, attrs, b=const, c=const: op.Add(op.Conv(x, w, optional(b), **attrs), c), numerics=_ROUNDING)
 def shift_into_conv(c, match):
     """An addend per output channel goes into the bias."""
     return _fold_scale_shift(match.root, _inner(match.root, "Conv"), c, False)
@@ -136,7 +136,7 @@ def scale_into_conv_transpose(c, match):
 
 
 @rule(
-    lambda x, attrs, w=const, b=const, c=const: op.Add(op.ConvTranspose(x, w, optional(b), **attrs), c),
+    lambda x, w, attrs, b=const, c=const: op.Add(op.ConvTranspose(x, w, optional(b), **attrs), c),
     numerics=_ROUNDING,
 )
 def shift_into_conv_transpose(c, match):

@@ -506,6 +506,21 @@ def test_a_weight_alone_is_decoded_once_and_multiplied_as_it_is(tmp_path: Path) 
     assert [n.op_type for n in onnx.load(optimized).graph.node] == ["MatMul"]  # all else is done when it is loaded
 
 
+@pytest.mark.parametrize(("name", "axis"), [("Conv", 0), ("ConvTranspose", 1)])
+def test_a_filter_alone_is_decoded_once(tmp_path: Path, name: str, axis: int) -> None:
+    filters = numbers(6, 6, 3, 3)
+    scale = (np.abs(filters).max(axis=tuple({0, 1, 2, 3} - {axis})) / 127).astype(np.float32)
+    codes = FakeQuantize(constant(filters), constant(scale), format="int8", axis=axis)
+    graph = model(lambda x: getattr(op, name)(x, codes), (2, 6, 9, 9))
+    assert lowered(graph) == {"Cast": 1, "Reshape": 1, "Mul": 1, name: 1}
+    check(graph, x=numbers(2, 6, 9, 9))
+    save_for(graph, tmp_path / "out.onnx", ORT, external=False)
+    optimized = tmp_path / "optimized.onnx"
+    ORT.load(tmp_path / "out.onnx", optimized_path=optimized)
+    kinds = [n.op_type for n in onnx.load(optimized).graph.node if "Reorder" not in n.op_type]
+    assert kinds == [name]
+
+
 def test_a_weight_behind_moved_integers_stays_an_integer() -> None:
     def make(x: Value) -> Value:
         codes = FakeQuantize(x, constant(np.float32(0.05)), constant(np.uint8(128)), format="uint8")

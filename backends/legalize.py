@@ -1,7 +1,7 @@
 """From the canonical opset to what a runtime reads: choosing the version to state, and lowering the nodes beyond it.
 
-The version is the one that the model was imported in, if all nodes mean the same there and run; otherwise another. A
-node for which there is none is replaced by the body of the function that defines its operator in the standard.
+The version is the one that the model was imported in, if all nodes mean the same there and run, and none runs slower
+than in another; otherwise another. A node for which there is none is replaced by the body of the function that defines its operator in the standard.
 """
 
 from __future__ import annotations
@@ -54,6 +54,10 @@ class Target(Protocol):
         """How it implements that definition of the operator of ``node`` (both 0: of another operator set)."""
         ...
 
+    def is_slow(self, op: str, since: int) -> bool:
+        """Whether it runs that definition of a standard operator many times slower than an older one."""
+        ...
+
 
 class CanonicalTarget:
     """A target that reads the newest version of the operators.
@@ -83,6 +87,10 @@ class CanonicalTarget:
         """Whether it has an implementation."""
         return Support.FULL if self._implements(node) else Support.NONE
 
+    def is_slow(self, op: str, since: int) -> bool:
+        """No."""
+        return False
+
 
 class Stamp(NamedTuple):
     """The versions to state in a model."""
@@ -111,6 +119,9 @@ def legalize(graph: Graph, target: Target) -> Stamp:
         raise LoweringError(target.name, task.problems)
     task.drop_defaults(opset)
     return Stamp(opset, _ir_version(graph, opset, target))
+
+
+_Rating = tuple[int, int, int, bool, int, int]  # kinds without support, with doubtful, slow ones; …, version
 
 
 class _Kind:
@@ -201,7 +212,7 @@ class _Legalization:
         """The version to state: where most nodes run, and then as near to the wished one as possible, or newer."""
         kinds = [k for k in self.kinds.values() if k.nodes]
         best = self.best(kinds, max([self.wished, *(k.oldest for k in kinds)]))
-        if best is None or best[:2] != (0, 0):  # neither the wished version nor a newer one suits all nodes
+        if best is None or best[:3] != (0, 0, 0):  # neither the wished version nor a newer one suits all nodes
             for kind in kinds:
                 kind.oldest = oldest_opset(kind.node)
             best = self.best(kinds, max([OLDEST, *(k.oldest for k in kinds)]))
@@ -212,13 +223,15 @@ class _Legalization:
         self.problems.extend(Problem(n, reason) for k in kinds if not self.support(k, opset) for n in k.nodes)
         return opset
 
-    def best(self, kinds: Iterable[_Kind], lowest: int) -> tuple[int, int, bool, int, int] | None:
-        """The best version from ``lowest`` on, behind how many kinds have no support there, or doubtful one."""
+    def best(self, kinds: Iterable[_Kind], lowest: int) -> _Rating | None:
+        """The best version from ``lowest`` on."""
 
-        def rating(version: int) -> tuple[int, int, bool, int, int]:
+        def rating(version: int) -> _Rating:
             found = [self.support(k, version) for k in kinds]
+            slow = sum(self.target.is_slow(k.node.op, self.target.since(k.node.op, version)) for k in kinds)
             older = version < self.wished
-            return found.count(Support.NONE), found.count(Support.PERHAPS), older, abs(version - self.wished), version
+            none, perhaps = (found.count(support) for support in (Support.NONE, Support.PERHAPS))
+            return none, perhaps, slow, older, abs(version - self.wished), version
 
         return min(map(rating, range(lowest, self.target.opset + 1)), default=None)
 

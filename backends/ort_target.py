@@ -17,6 +17,7 @@ __all__ = ["Limits", "OrtTarget", "defines", "lacks_kernel", "limits"]
 Kernel = tuple[int, int, dict[str, list[str]]]  # first and last version, and the types of each type variable
 
 _OPEN = (1 << 31) - 1  # as the last version of a kernel: good for the definition that it was written for, and no other
+_SLOW = {"AveragePool": 19}  # from this version on, a window of 3 x 3 takes 12 times as long (ONNX Runtime 1.31)
 _QUIET = 4  # log only what is fatal
 
 
@@ -90,6 +91,10 @@ class OrtTarget:
         if _has_kernel(node.op, since, _types_of(node, since)) or _runs_body(node.op, since, opset):
             return Support.FULL
         return Support.PERHAPS if _kernels_for(node.op, since) else Support.NONE
+
+    def is_slow(self, op: str, since: int) -> bool:
+        """Whether that definition has a slower kernel than an older one."""
+        return op in _SLOW and since >= _SLOW[op]
 
 
 Types = frozenset[tuple[str, str]]  # of type variables

@@ -191,6 +191,10 @@ class _Reader:
         """All nodes are legal by now."""
         return Support.FULL
 
+    def is_slow(self, op: str, since: int) -> bool:
+        """No: TensorRT has one implementation of each."""
+        return False
+
 
 def _name(graph: Graph) -> None:
     """Give every node a name of its own, by which TensorRT's layers and errors are mapped back."""

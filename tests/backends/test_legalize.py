@@ -30,9 +30,10 @@ class Fake:
     name = "fake"
     ir_version = 10
 
-    def __init__(self, opset: int, *lacking: str | tuple[str, int]):
+    def __init__(self, opset: int, *lacking: str | tuple[str, int], slow: tuple[str, int] = ("", 0)):
         self.opset = opset
         self.lacking = lacking
+        self.slow = slow
 
     def since(self, op: str, opset: int) -> int:
         revision = revision_at(op, opset)
@@ -40,6 +41,9 @@ class Fake:
 
     def support(self, node: Node, since: int, opset: int) -> Support:
         return Support.NONE if node.domain or {node.op, (node.op, since)} & set(self.lacking) else Support.FULL
+
+    def is_slow(self, op: str, since: int) -> bool:
+        return op == self.slow[0] and since >= self.slow[1]
 
 
 def one_node(name: str, *operands: Type | np.ndarray | np.generic, imported: int = 0, **attrs: object) -> Graph:
@@ -134,6 +138,25 @@ def test_a_newer_version_where_the_imported_one_is_not_implemented() -> None:
 
 def test_an_older_version_where_nothing_newer_is_implemented() -> None:
     assert legalize(one_node("Round", F, imported=22), Fake(24, ("Round", 22))).opset == 21
+
+
+def test_an_older_version_where_newer_ones_are_slow() -> None:
+    assert legalize(one_node("Round", F, imported=22), Fake(24, slow=("Round", 22))).opset == 21
+    assert legalize(one_node("Round", F, imported=20), Fake(24, slow=("Round", 22))).opset == 20
+    assert legalize(one_node("Gelu", F, imported=22), Fake(24, slow=("Gelu", 20))).opset == 22  # there is no older one
+    both = one_node("Round", F, imported=22)
+    gelu = make_node("Gelu", (both.outputs[0],), {})
+    insert_floating(gelu.results, both.ret)
+    both.set_outputs(gelu.results)
+    assert legalize(both, Fake(24, slow=("Round", 22))).opset == 21
+    assert legalize(both, Fake(24, slow=("Round", 11))).opset == 22  # all are slow
+
+
+def test_means_of_windows_are_stated_in_the_version_that_is_fast_in_onnx_runtime() -> None:
+    images = tensor_type(DType.FLOAT, 1, 3, 8, 8)
+    assert legalize(one_node("AveragePool", images, kernel_shape=(3, 3)), OrtTarget()).opset == 18
+    dilated = one_node("AveragePool", images, kernel_shape=(3, 3), dilations=(2, 2))
+    assert legalize(dilated, OrtTarget()).opset >= 19
 
 
 def test_attributes_that_state_a_default_are_dropped() -> None:

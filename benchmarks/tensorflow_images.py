@@ -335,7 +335,7 @@ def _tcn(s: Scale) -> Built:
     return keras.Model(inputs, layers.Dense(3)(x[:, -1])), signals(channels)
 
 
-@register("autoencoder", is_image=True, inside=1)
+@register("autoencoder", is_image=True)
 def _autoencoder(s: Scale) -> Built:
     """Two models in one: layers within layers."""
     x = inputs = keras.Input((s.image, s.image, 3))

@@ -33,6 +33,7 @@ _UNKNOWN = re.compile(r"(?:Unknown \w+: '\w+'|Could not locate \w+ '\w+')")
 _REGISTER = (
     "import what registers it (keras.saving.register_keras_serializable), or load the model in a module.py:function"
 )
+_OF_KERAS_2 = "Keras 2 wrote it, and Keras 3 cannot read it: load it with tf_keras, and give the model"
 _GROUP_LIMIT = 1_000_000
 
 
@@ -73,8 +74,9 @@ def load_keras_file(path: Path) -> Any:
         ModelError: the file is damaged, or needs what planish does not execute or does not have.
     """
     keras = require_keras()
+    version = ""
     try:
-        config = _zipped_config(path) if zipfile.is_zipfile(path) else _h5_config(path)
+        config, version = _zipped_config(path) if zipfile.is_zipfile(path) else _h5_config(path)
         _check(config, keras)
         return keras.models.load_model(path, compile=False, safe_mode=True)
     except ModelError as error:
@@ -82,6 +84,8 @@ def load_keras_file(path: Path) -> Any:
     except Exception as error:
         unknown = _UNKNOWN.search(str(error))
         reason = f"{unknown[0]}; {_REGISTER}" if unknown else f"Keras cannot read it ({describe(error)})"
+        if version.startswith("2."):
+            reason = _OF_KERAS_2
         raise ModelError(f"{path}: {reason}") from error
 
 
@@ -105,8 +109,8 @@ def require_keras() -> Any:
     return keras
 
 
-def _zipped_config(path: Path) -> Any:
-    """The description of the model in a ``.keras`` file, whose contents are checked.
+def _zipped_config(path: Path) -> tuple[Any, str]:
+    """The description of the model in a ``.keras`` file, whose contents are checked, and the version of Keras.
 
     Raises:
         ModelError: it is damaged, or has what no such file has.
@@ -118,12 +122,15 @@ def _zipped_config(path: Path) -> Any:
                 _check_member(member)
             if "config.json" not in archive.namelist():
                 raise ModelError("no .keras file: it has no config.json")
-            config = json.loads(archive.read("config.json"))
+            config, version = json.loads(archive.read("config.json")), ""
+            if "metadata.json" in archive.namelist():
+                metadata = json.loads(archive.read("metadata.json"))
+                version = str(metadata.get("keras_version", "")) if isinstance(metadata, dict) else ""
             for member in members:
                 if member.filename.endswith(".h5"):
                     with archive.open(member) as file:
                         _check_h5(file)
-            return config
+            return config, version
     except (zipfile.BadZipFile, json.JSONDecodeError, UnicodeDecodeError, RecursionError, EOFError, OSError) as error:
         raise ModelError(f"a damaged .keras file ({describe(error)})") from error
 
@@ -138,8 +145,8 @@ def _check_member(member: zipfile.ZipInfo) -> None:
         raise ModelError(f"{name} is {member.file_size / 1e6:.0f} MB of text")
 
 
-def _h5_config(path: Path) -> Any:
-    """The description of the model in an HDF5 file.
+def _h5_config(path: Path) -> tuple[Any, str]:
+    """The description of the model in an HDF5 file, and the version of Keras.
 
     Raises:
         ModelError: it has none.
@@ -148,7 +155,7 @@ def _h5_config(path: Path) -> Any:
 
     try:
         with h5py.File(path, "r") as file:
-            text = file.attrs.get("model_config")
+            text, version = file.attrs.get("model_config"), file.attrs.get("keras_version", "")
             _check_h5_group(file)
     except (OSError, RuntimeError, KeyError, ValueError) as error:
         kind = ".keras" if path.suffix.lower() == ".keras" else "HDF5"
@@ -156,7 +163,7 @@ def _h5_config(path: Path) -> Any:
     if text is None:
         raise ModelError("it holds weights without a model: load them into the model, and give that")
     try:
-        return json.loads(text)
+        return json.loads(text), version if isinstance(version, str) else ""
     except (ValueError, TypeError, RecursionError) as error:
         raise ModelError(f"a damaged description of the model ({describe(error)})") from error
 
@@ -207,6 +214,8 @@ def _check(config: Any, keras: Any) -> None:
     """
     missing: dict[str, None] = {}
     for entry in _entries(config):
+        if str(entry.get("module")).partition(".")[0] == "tf_keras":
+            raise ModelError(_OF_KERAS_2)
         kind, settings = entry.get("class_name"), entry.get("config")
         if kind == "Lambda" and isinstance(settings, dict) and _has_code(settings):
             raise ModelError("a Lambda layer holds Python code, which planish does not execute: write a layer instead")

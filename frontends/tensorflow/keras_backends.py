@@ -59,7 +59,8 @@ def _variable_names(model: Any) -> dict[int, str]:
     """Variables by their place in the model."""
     found = {}
     for variable in model.variables:
-        handle = getattr(getattr(variable, "value", None), "handle", None)
+        own = variable if hasattr(variable, "handle") else getattr(variable, "value", None)  # Keras 2, and 3
+        handle = getattr(own, "handle", None)
         if handle is not None:
             found[id(handle)] = place_of(variable, model)
     return found

@@ -101,6 +101,8 @@ def call_of(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], dynamic_
         ModelError: neither does.
     """
     own = None if kwargs else _own_structure(model)
+    if own is None and not args and not kwargs:
+        args, kwargs = _recorded(model)
     call = _examples(model, args, kwargs, own, what) if args or kwargs else _own_call(model, own, what)
     call.axes = open_axes(call.inputs, dynamic_shapes, what, is_fixed=own is not None and not args)
     call.inputs = [opened(i, names) for i, names in zip(call.inputs, call.axes, strict=True)]
@@ -173,6 +175,12 @@ def _own_structure(model: Any) -> Any:
     if structure is None:
         structure = getattr(model, "_nested_inputs", None)  # tf_keras
     return structure if structure is not None else inputs[0] if len(inputs) == 1 else inputs
+
+
+def _recorded(model: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    """What a subclassed model of Keras 2 was called with: ``tf.TensorSpec`` with an open batch; nothing of others."""
+    spec = model.save_spec() if hasattr(model, "save_spec") else None
+    return spec or ((), {})
 
 
 def _own_call(model: Any, own: Any, what: str) -> KerasCall:

@@ -119,6 +119,26 @@ agraph (float[B,2,S,4] q, float[B,2,4,T] k, float[B,2,T,3] v, float[B,2,T,5] u) 
   z = MatMul (w, u)
 }
 """
+_CLEARED = """
+agraph (float[B,2,S,4] q, float[B,2,4,T] k, float[B,2,T,3] v, bool[B,1,S,T] keep) => (float[B,2,S,3] y) <
+  float low = {-1e9}, float zero = {0.0}
+> {
+  a = MatMul (q, k)
+  b = Where (keep, a, low)
+  w = Softmax <axis = -1> (b)
+  c = Where (keep, w, zero)
+  y = MatMul (c, v)
+}
+"""
+_LOWERED = """
+agraph (float[B,S,4] q, float[B,4,T] k, float[B,T,3] v, bool[B,1,T] pad) => (float[B,S,3] y) <float much = {1e9}> {
+  a = MatMul (q, k)
+  b = Sub (a, much)
+  c = Where (pad, b, a)
+  w = Softmax <axis = -1> (c)
+  y = MatMul (w, v)
+}
+"""
 
 
 @dataclass
@@ -138,6 +158,11 @@ class _Weights:
     zeroed: list[Node] = field(default_factory=list)
     cut: Node | None = None
     foreign: Node | None = None
+
+    @property
+    def cleared(self) -> list[tuple[Value | None, int]]:
+        """The conditions in ``zeroed``, and which operand is kept."""
+        return [(n.operands[0], 1 if scalar_of(n.operands[2]) == 0 else 2) for n in self.zeroed]
 
 
 def _weights(value: Value, root: Node) -> _Weights | None:
@@ -188,7 +213,9 @@ def _guarded(node: Node) -> Value | None:
     return None
 
 
-@rule("MatMul", numerics=_ROUNDING, examples=[_MASKED, _FLAT, _SHARED, _SINK, _SHIFTED, _TWO_VALUES])
+@rule(
+    "MatMul", numerics=_ROUNDING, examples=[_MASKED, _FLAT, _SHARED, _SINK, _SHIFTED, _TWO_VALUES, _CLEARED, _LOWERED]
+)
 def attention(node: Node) -> dict[Node, Value] | None:
     """A product, scaled, biased and masked, its softmax, and another product: attention."""
     weights = _weights(node.given(0), node)
@@ -205,7 +232,7 @@ def attention(node: Node) -> dict[Node, Value] | None:
             return None
         raise
     matched = len(steps) + len(weights.nodes) + 2
-    nodes = [first, *(n for s in steps for n in (s.node, *s.shift())), *weights.nodes]
+    nodes = [first, *(n for s in steps for n in (s.node, *s.shift(), *s.masked())), *weights.nodes]
     try:
         foreign = weights.foreign
         require(foreign is None, f"the attention weights pass through {foreign and foreign.op}", foreign, matched)
@@ -213,9 +240,9 @@ def attention(node: Node) -> dict[Node, Value] | None:
         query, key = first.given(0), first.given(1)
         require(query.dtype in _ATTENTION_TYPES, "the queries are no floating-point numbers", first)
         require(key.const is None or query.const is None, "both operands are constants", first)
-        logits = replay(steps, first, query.dtype)
-        require((logits.sink is None) is (weights.cut is None), "the weight of a key is left out", weights.cut)
         _require_same_mask(weights, steps)
+        logits = replay(steps, first, query.dtype, weights.cleared)
+        require((logits.sink is None) is (weights.cut is None), "the weight of a key is left out", weights.cut)
         return _build(query, key, products, logits, weights)
     except NoMatch as miss:
         raise NoMatch(str(miss), miss.at or weights.softmax, max(matched, miss.matched)) from None
@@ -274,12 +301,9 @@ def _require_private(nodes: list[Node], products: list[Node], matched: int) -> N
 
 def _require_same_mask(weights: _Weights, steps: list[Step]) -> None:
     """Weights may be set to 0 where the scores are masked anyway."""
-    for node in weights.zeroed:
-        kept = 1 if scalar_of(node.operands[2]) == 0 else 2
-        masks = [(s.node.operands[0], s.operand) for s in steps if s.node.op == "Where"]
-        require(
-            (node.operands[0], kept) in masks, "weights are set to 0 under a mask that the scores do not have", node
-        )
+    masks = [(s.node.operands[0], s.operand) for s in steps if s.node.op == "Where"]
+    for node, mask in zip(weights.zeroed, weights.cleared, strict=True):
+        require(mask in masks, "weights are set to 0 under a mask that the scores do not have", node)
 
 
 def _build(query: Value, key: Value, products: list[Node], logits: Logits, weights: _Weights) -> dict[Node, Value]:

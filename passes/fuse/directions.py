@@ -9,6 +9,7 @@ from ...ir.types import DType
 from ..numerics import within
 from ..rules import require, rule
 from ..simplify.fold_constants import integers
+from ..simplify.reshapes import known_shape
 from .views import available
 
 _ROUNDING = within(rtol=1e-4, atol=1e-5)
@@ -16,6 +17,14 @@ _ROUNDING = within(rtol=1e-4, atol=1e-5)
 _BACKWARDS = """
 agraph (float[T,B,3] x, float[1,6,3] w, float[1,6,2] r) => (float[T,1,B,2] y, float[1,B,2] last) <
   int64[1] start = {-1}, int64[1] end = {-9223372036854775808}, int64[1] axis = {0}, int64[1] step = {-1}
+> {
+  z = Slice (x, start, end, axis, step)
+  y, last = GRU <hidden_size = 2> (z, w, r)
+}
+"""
+_OF_FOUR = """
+agraph (float[4,B,3] x, float[1,6,3] w, float[1,6,2] r) => (float[4,1,B,2] y, float[1,B,2] last) <
+  int64[1] start = {3}, int64[1] end = {-5}, int64[1] axis = {0}, int64[1] step = {-1}
 > {
   z = Slice (x, start, end, axis, step)
   y, last = GRU <hidden_size = 2> (z, w, r)
@@ -52,7 +61,7 @@ agraph (float[T,B,3] x, float[1,8,3] w, float[1,8,2] r, float[1,8,3] v, float[1,
 _OPERATORS = ("LSTM", "GRU", "RNN")
 
 
-@rule(*_OPERATORS, numerics=_ROUNDING, examples=[_BACKWARDS])
+@rule(*_OPERATORS, numerics=_ROUNDING, examples=[_BACKWARDS, _OF_FOUR])
 def reversed_layer(node: Node) -> tuple[Value, ...] | None:
     """A layer over steps that were put in reverse order goes the other way over them."""
     source = _reversed(node.given(0), 0)
@@ -74,8 +83,11 @@ def _reversed(value: Value, axis: int) -> Value | None:
     if len(parts) != 4 or any(part is None or len(part) != 1 for part in parts):
         return None
     start, end, along, step = (part[0] for part in parts if part is not None)
-    is_whole = step == -1 and (start == -1 or start >= _FURTHEST) and end <= -_FURTHEST
-    return node.given(0) if is_whole and (along - axis) % len(value.shape) == 0 else None
+    size = value.shape[axis]
+    last, before = (size - 1, -size - 1) if isinstance(size, int) else (_FURTHEST, -_FURTHEST)
+    is_whole = step == -1 and (start == -1 or start >= last) and end <= before
+    is_along = (along - axis) % len(value.shape) == 0 and known_shape(node.given(0)) == value.shape
+    return node.given(0) if is_whole and is_along else None
 
 
 _FURTHEST = (1 << 31) - 1  # no dimension has more

@@ -315,9 +315,12 @@ def _by_groups(
 ) -> Value | None:
     """What a Reshape has split the channels of into groups, if these are what is normalized, with all that is spatial.
 
-    The channels are last, or come after the batch.
+    The channels are last, or come after the batch. What is split may be cast to float32 only then.
     """
     made = grouped.producer
+    kind = None
+    if made is not None and made.op == "Cast":
+        made, kind = made.given(0).producer, grouped.dtype
     if made is None or made.op != "Reshape":
         return None
     x, shape = made.given(0), known_shape(grouped)
@@ -333,8 +336,8 @@ def _by_groups(
     count, size = (shape[a] for a in groups)
     if not isinstance(count, int) or not isinstance(size, int):
         return None
-    vectors = [_vector(v, groups, shape, x, default) for v, default in ((scale, 1.0), (bias, 0.0))]
-    first = transpose(x, order)
+    vectors = [_vector(v, groups, shape, grouped, default) for v, default in ((scale, 1.0), (bias, 0.0))]
+    first = transpose(x if kind is None else op.Cast(x, to=kind), order)
     if size == 1:
         result = op.InstanceNormalization(first, *vectors, epsilon=epsilon)
     else:

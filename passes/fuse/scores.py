@@ -8,6 +8,7 @@ that is joined to the scores is a sink: a key that no query looks for, and whose
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -60,6 +61,25 @@ class Step:
                 return nodes if value is self.scores and along_keys and one_per_row else []
         return []
 
+    def masked(self) -> list[Node]:
+        """The node that adds a masking number to the scores, where a condition chooses between them and its result."""
+        if self.node.op != "Where":
+            return []
+        branch = self.node.given(3 - self.operand).producer
+        return [branch] if branch is not None and _penalty(self.node, self.operand) is not None else []
+
+
+def _penalty(node: Node, kept: int) -> float | None:
+    """What a choice between scores and scores adds to those that are not ``kept``: a masking number, or None."""
+    scores, other = node.given(kept), node.given(3 - kept).producer
+    if other is None or other.op not in ("Add", "Sub") or scores not in other.operands:
+        return None
+    if other.op == "Sub" and other.given(0) is not scores:
+        return None
+    number = scalar_of(other.given(1) if other.given(0) is scores else other.given(0))
+    number = -number if number is not None and other.op == "Sub" else number
+    return number if number is not None and number <= _MASKING else None
+
 
 @dataclass
 class Logits:
@@ -73,6 +93,7 @@ class Logits:
         lead: the leading dimensions of the current view.
         leads: those of all views, first that of the product.
         zeroed: the matrix of zeros and ones by which the scores were multiplied, until what masks the zeros is added.
+        cleared: conditions under which weights are set to 0, and the operand that is kept.
         shifted: whether something was subtracted from whole rows.
         sink: the score of a key more, which is no key; one per row, or None.
     """
@@ -84,6 +105,7 @@ class Logits:
     bias: Value | None = None
     leads: list[Shape] = field(default_factory=list)
     zeroed: Value | None = None
+    cleared: Sequence[tuple[Value | None, int]] = ()
     shifted: bool = False
     sink: Value | None = None
 
@@ -153,7 +175,8 @@ def _carriers(node: Node) -> tuple[int, ...]:
             return (0,)
         case "Where":
             fills = {i: scalar_of(node.operands[3 - i]) for i in (1, 2)}
-            return tuple(i for i, fill in fills.items() if fill is not None and fill <= _MASKING)
+            kept = (i for i, fill in fills.items() if fill is not None and fill <= _MASKING)
+            return (*kept, *(i for i in (1, 2) if _penalty(node, i) is not None))
     return ()
 
 
@@ -175,10 +198,17 @@ def _same_matrix(before: Value, after: Value, node: Node) -> bool:
 # down: keeping the account
 
 
-def replay(steps: list[Step], product: Node, dtype: DType) -> Logits:
-    """What the steps make of the product, whose operands are of type ``dtype``."""
+def replay(steps: list[Step], product: Node, dtype: DType, cleared: Sequence[tuple[Value | None, int]] = ()) -> Logits:
+    """What the steps make of the product, whose operands are of type ``dtype``.
+
+    Args:
+        steps: from `trace`.
+        product: the product.
+        dtype: the type of its operands.
+        cleared: conditions under which the weights are set to 0 after the softmax, and the operand that is kept.
+    """
     lead = lead_of(product.result)
-    logits = Logits(lead, leads=[lead])
+    logits = Logits(lead, leads=[lead], cleared=cleared)
     for count, step in enumerate(steps, 1):
         try:
             behind = step.node.op in ("Cast", "Identity") or step.shift()
@@ -292,11 +322,20 @@ def _add(logits: Logits, step: Step) -> None:
 def _where(logits: Logits, step: Step) -> None:
     condition, keep, fill = step.node.operands[0], step.operand, scalar_of(step.node.operands[3 - step.operand])
     dtype = step.node.results[0].dtype
-    assert condition is not None and fill is not None
-    if fill > _SATURATING:  # in a row that is masked as a whole, all positions weigh the same: so they do at the limit
+    assert condition is not None
+    open_ = logits.bias if logits.bias is not None else constant(0.0, dtype)
+    penalty = _penalty(step.node, keep) if fill is None else None
+    if penalty is not None:
+        masked = op.Add(open_, constant(penalty, dtype))
+        logits.bias = op.Where(condition, *((open_, masked) if keep == 1 else (masked, open_)))
+        return
+    assert fill is not None
+    if logits.cleared:  # rows that are masked as a whole are 0, and not the mean
+        require((condition, keep) in logits.cleared, "weights are set to 0 under some masks, and not under others")
+        fill = -np.inf
+    elif fill > _SATURATING:  # in rows that are masked as a whole, all weigh the same: so they do at the limit
         fill = dtype.lowest
     masked = constant(fill, dtype)
-    open_ = logits.bias if logits.bias is not None else constant(0.0, dtype)
     logits.bias = op.Where(condition, open_, masked) if keep == 1 else op.Where(condition, masked, open_)
 
 
@@ -305,6 +344,7 @@ def _clamp(logits: Logits, step: Step) -> None:
     operands = step.node.operands
     limit = scalar_of(operands[1]) if len(operands) > 1 else None
     require(limit is not None and limit <= _SATURATING, "the scores are clamped")
+    require(not logits.cleared, "the scores are clamped, and their weights set to 0")
     require(step.node.op == "Max" or len(operands) < 3 or operands[2] is None, "the scores are clamped from above")
     if logits.bias is not None:
         logits.bias = op.Max(logits.bias, operands[1])

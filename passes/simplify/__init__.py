@@ -11,14 +11,14 @@ from ..base import Context, Pass
 from ..numerics import Within
 from ..rewrite import RuleIndex, rewrite
 from ..rules import Rule
-from . import control, convolutions, einsum, identities, indexing, linear, masks, reshapes, shapes, transposes
+from . import control, convolutions, einsum, half, identities, indexing, linear, masks, reshapes, shapes, transposes
 from .eliminate_common_subexpressions import eliminate
 from .fold_constants import fold_rule
 
 __all__ = ["Simplify", "simplify_rules"]
 
 _ROUNDS = 10
-_SUBJECTS = (identities, reshapes, transposes, indexing, shapes, masks, einsum, convolutions, linear, control)
+_SUBJECTS = (identities, reshapes, transposes, indexing, shapes, masks, einsum, convolutions, linear, half, control)
 
 
 def rules_in(module: ModuleType) -> list[Rule]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from ...ir import Node, Value, constant, op
@@ -11,9 +13,10 @@ from ..pattern import const, optional
 from ..rules import require, rule
 from .convolutions import affine
 from .reshapes import known_shape, reshape_to
-from .transposes import perm_of
+from .transposes import UNARY, perm_of
 
 _ROUNDING = within(rtol=1e-5)
+_LONGEST = 8  # operators from a product to what its columns become
 
 
 @rule(lambda a, b, c: a @ b + c, numerics=_ROUNDING)
@@ -133,6 +136,100 @@ def _in_order_of(x: Value, flat: Value, w: Value, is_turned: bool) -> tuple[Valu
     turned = [0, *(b + 1 for b in back)] if is_turned else [*back, len(order)]
     parts = op.Transpose(op.Reshape(w, constant(list(split), DType.INT64)), perm=tuple(turned))
     return source, op.Reshape(parts, constant(list(w.const.shape), DType.INT64))
+
+
+_GENERATOR = """
+agraph (float[B,2] x) => (float[B,3,2,2] y) <
+  float[2,12] w = {0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0,
+    2.1, 2.2, 2.3, 2.4},
+  float[12] b = {0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2}, int64[4] image = {0, 2, 2, 3}
+> {
+  m = MatMul (x, w)
+  a = Add (b, m)
+  r = Relu (a)
+  i = Reshape (r, image)
+  y = Transpose <perm = [0, 3, 1, 2]> (i)
+}
+"""
+_TURNED_GENERATOR = """
+agraph (float[B,2] x) => (float[B,2,3] y) <
+  float[6,2] w = {0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2},
+  float[1,6] b = {1.0, 2.0, 3.0, 4.0, 5.0, 6.0},
+  float six = {6.0}, float zero = {0.0}, int64[3] rows = {-1, 3, 2}
+> {
+  g = Gemm <transB = 1> (x, w, b)
+  c = Clip (g, zero, six)
+  i = Reshape (c, rows)
+  y = Transpose <perm = [0, 2, 1]> (i)
+}
+"""
+_CONSTANT_OPERANDS = ("Add", "Sub", "Mul", "Div", "Min", "Max", "Clip", "PRelu")
+
+
+@rule("Transpose", numerics=_ROUNDING, examples=[_GENERATOR, _TURNED_GENERATOR])
+def transpose_after_unflattening(node: Node) -> Value | None:
+    """A product with a constant weight, split into dimensions that change places: its columns do so instead."""
+    split, perm = node.given(0).producer, perm_of(node)
+    if split is None or split.op != "Reshape" or perm is None or len(node.given(0).users) > 1:
+        return None
+    flat = split.given(0)
+    chain = _up_to_product(flat, node)
+    if chain is None:
+        return None
+    own, shape = known_shape(flat), known_shape(split.result)
+    lead = len(own) - 1
+    require(own[:lead] == shape[:lead] and perm[:lead] == tuple(range(lead)), "leading dimensions are moved or split")
+    inner = [d for d in shape[lead:] if isinstance(d, int)]
+    require(len(inner) == len(shape) - lead, "a size is unknown")
+    places = np.arange(math.prod(inner)).reshape(inner).transpose([p - lead for p in perm[lead:]]).reshape(-1)
+    require(own[lead] == len(places), "more than the columns is split")
+    result = reshape_to(_with_columns(chain, constant(places), len(places)), known_shape(node.result))
+    require(result is not None, "the target of the reshape is not known")
+    return result
+
+
+def _up_to_product(value: Value, user: Node) -> list[Node] | None:
+    """The nodes from a product with a constant matrix to ``value``, whose other operands are constants."""
+    chain: list[Node] = []
+    while (made := value.producer) is not None and made.graph is user.graph and len(value.users) == 1:
+        chain.append(made)
+        others = [o for o in made.operands[1:] if o is not None]
+        if made.op in ("MatMul", "Gemm"):
+            is_constant = bool(others) and all(o.const is not None for o in others) and made.given(1).rank == 2
+            return chain[::-1] if is_constant and len(chain) <= _LONGEST else None
+        if made.op in _CONSTANT_OPERANDS:
+            values = [o for o in made.operands if o is not None and o.const is None]
+            if len(values) != 1 or (made.op in ("Clip", "PRelu") and values[0] is not made.given(0)):
+                return None
+            value = values[0]
+            if value.shape != made.result.shape:
+                return None
+        elif made.op in UNARY:
+            value = made.given(0)
+        else:
+            return None
+    return None
+
+
+def _with_columns(chain: list[Node], places: Value, count: int) -> Value:
+    """The result of ``chain`` with its last dimension in another order."""
+    product, *rest = chain
+    axis = 0 if product.op == "Gemm" and product.attrs.get("transB", 0) else 1
+    weight = op.Gather(product.given(1), places, axis=axis)
+    operands = [product.operands[0], weight, *(_reordered(o, places, count) for o in product.operands[2:])]
+    value = Node(product.op, operands, dict(product.attrs), [product.result.type]).result
+    before = product.result
+    for node in rest:
+        operands = [value if o is before else _reordered(o, places, count) for o in node.operands]
+        value, before = Node(node.op, operands, dict(node.attrs), [node.result.type]).result, node.result
+    return value
+
+
+def _reordered(value: Value | None, places: Value, count: int) -> Value | None:
+    """A constant with its columns in another order; a single one stays."""
+    if value is None or known_shape(value)[-1:] != (count,):
+        return value
+    return op.Gather(value, places, axis=-1)
 
 
 def _columns(c: Value, result: Value, w: Value) -> Value:

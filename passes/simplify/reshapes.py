@@ -115,6 +115,31 @@ def reshape_of_reshape(node: Node) -> Value | None:
     return _merge(node)
 
 
+_CAST_BETWEEN = """
+agraph (float[B,4,6] x) => (float16[B,24] y) <int64[4] split = {0, 2, 2, 6}, int64[2] rows = {0, 24}> {
+  a = Reshape (x, split)
+  b = Cast <to = 10> (a)
+  y = Reshape (b, rows)
+}
+"""
+
+
+@rule("Reshape", examples=[_CAST_BETWEEN])
+def cast_between_reshapes(node: Node) -> Value | None:
+    """Of two reshapings with a cast between them, too, only the last shape counts."""
+    cast = node.given(0).producer
+    inner = cast.given(0).producer if cast is not None and cast.op == "Cast" else None
+    if cast is None or inner is None or inner.op not in RESHAPING or cast.graph is not node.graph:
+        return None
+    if len(cast.result.users) > 1 or len(cast.given(0).users) > 1 or inner.given(0).shape is None:
+        return None
+    shape = known_shape(node.result)
+    wide = op.Cast(inner.given(0), **cast.attrs)
+    reshaped = wide if shape == inner.given(0).shape else reshape_to(wide, shape)
+    require(reshaped is not None, "the merged target is not known")
+    return reshaped
+
+
 def _merge(node: Node) -> Value | None:
     x = node.operand(0)
     assert x is not None

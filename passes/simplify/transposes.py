@@ -5,6 +5,7 @@ from __future__ import annotations
 from ...ir import Node, Value, constant, op
 from ...ir.dims import Dim, product
 from ...ir.types import Shape, TensorType
+from ..numerics import within
 from ..rules import require, rule
 from .reshapes import known_shape, reshape_to
 
@@ -172,6 +173,42 @@ def _groups(source: Shape, target: Shape) -> list[list[int]] | None:
                 at += 1
         groups.append(group)
     return groups if at == len(source) and product(source) == product(target) else None
+
+
+_TURNED = """
+agraph (float[B,S,2,4] q, float[B,T,2,4] k) => (float[B,2,S,T] y) {
+  a = Transpose <perm = [0, 2, 1, 3]> (k)
+  b = Transpose <perm = [0, 2, 3, 1]> (q)
+  c = MatMul (a, b)
+  y = Transpose <perm = [0, 1, 3, 2]> (c)
+}
+"""
+_MOVED = """
+agraph (float[3,S,2,4] q, float[4,2,T,3] k) => (float[2,3,S,T] y) {
+  a = Transpose <perm = [0, 2, 1, 3]> (q)
+  b = Transpose <perm = [3, 1, 0, 2]> (k)
+  c = MatMul (a, b)
+  y = Transpose <perm = [1, 0, 2, 3]> (c)
+}
+"""
+
+
+@rule("Transpose", numerics=within(rtol=1e-5), examples=[_TURNED, _MOVED])
+def transpose_of_product(node: Node) -> Value | None:
+    """A product of transposed operands is transposed by way of these, at no cost; in reverse if it is turned."""
+    product, perm = node.given(0).producer, perm_of(node)
+    if product is None or product.op != "MatMul" or perm is None or len(node.given(0).users) > 1:
+        return None
+    rank = len(perm)
+    operands = [product.given(0), product.given(1)]
+    if rank < 2 or sorted(perm[-2:]) != [rank - 2, rank - 1]:
+        return None
+    for operand in operands:
+        made = operand.producer
+        if made is None or made.op != "Transpose" or operand.rank != rank or len(operand.users) > 1:
+            return None
+    moved = [op.Transpose(x, perm=perm) for x in operands]
+    return op.MatMul(*moved) if perm[-1] == rank - 1 else op.MatMul(*reversed(moved))
 
 
 @rule("Transpose")

@@ -151,7 +151,8 @@ def test_paths_that_are_no_models(tmp_path):
     (tmp_path / "notes.txt").write_text("no model")
     assert complaint(tmp_path / "none.keras") == f"no such file: {tmp_path / 'none.keras'}"
     assert complaint(tmp_path / "empty") == f"{tmp_path / 'empty'}: no SavedModel: it has no file saved_model.pb"
-    assert "planish reads .onnx, .pt2, .keras and .h5 files, SavedModel folders" in complaint(tmp_path / "notes.txt")
+    notes = complaint(tmp_path / "notes.txt")
+    assert "planish reads .onnx, .pt2, .keras, .h5 and .tflite files, SavedModel folders" in notes
 
 
 # .keras and .h5

@@ -298,3 +298,18 @@ def test_local_response_normalization():
 
 def test_half_of_the_sum_of_squares():
     check(tf.nn.l2_loss, f32(3, 4))
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+def test_rows_that_are_normalized_as_batches_of_one(is_open: bool) -> None:
+    """How Keras 2 normalizes layers."""
+
+    def function(x: tf.Tensor) -> tf.Tensor:
+        shape = tf.shape(x)
+        rows = tf.reshape(x, [1, shape[0] * shape[1], 6, 1])
+        ones, zeros = tf.ones([shape[0] * shape[1]]), tf.zeros([shape[0] * shape[1]])
+        found = tf.compat.v1.nn.fused_batch_norm(rows, ones, zeros, epsilon=1e-3, data_format="NCHW")[0]
+        return tf.reshape(found, shape)
+
+    x = np.random.default_rng(0).standard_normal((2, 3, 6)).astype(np.float32)
+    assert check(function, x, open={0: [0, 1]} if is_open else False, simplify=True) == {"LayerNormalization": 1}

@@ -205,6 +205,67 @@ def test_segments(name: str) -> None:
     check(lambda x, i: function(x, i, 3), f32(2, 3, 4), i32([0, 2, -1], [1, 1, 2]))
 
 
+@pytest.mark.parametrize("name", ["max", "min", "prod"])
+def test_sorted_segments_of_which_some_are_empty(name: str) -> None:
+    function = getattr(tf.math, f"segment_{name}")
+    for dtype in (np.float32, np.float16, np.int32, np.int8, np.int64):
+        check(function, (M * 3).astype(dtype), i32(0, 0, 1, 3, 3), open=True, tolerance=2e-3)
+        check(function, (M * 3).astype(dtype), i32(1, 1, 1, 4, 6), tolerance=2e-3)
+    check(lambda x: function(x, [0, 0, 1, 2, 2]), M)
+    check(lambda x: function(x, [1, 1, 1, 4, 4]), M)
+    check(function, f32(3, 2, 2), np.array([0, 2, 2]), open=True)
+    check(function, f32(3), i32(2, 2, 3), open=True)
+
+
+UPDATES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+    "a window": ({"begin": [1, 0], "end": [3, 2], "strides": [1, 1]}, (2, 2)),
+    "steps and an end that is masked": ({"begin": [0, 1], "end": [0, 4], "strides": [2, 2], "end_mask": 1}, (3, 2)),
+    "backwards": ({"begin": [3, 3], "end": [0, 0], "strides": [-1, -2]}, (3, 2)),
+    "a row": ({"begin": [-2], "end": [-1], "strides": [1], "shrink_axis_mask": 1}, (4,)),
+    "an ellipsis": ({"begin": [0, 1], "end": [0, 3], "strides": [1, 1], "ellipsis_mask": 1}, (5, 2)),
+    "a new axis": ({"begin": [0, 1], "end": [0, 3], "strides": [1, 1], "new_axis_mask": 1}, (1, 2, 4)),
+    "one number": ({"begin": [1, 0], "end": [3, 2], "strides": [1, 1]}, ()),
+    "one number for each column": ({"begin": [1, 0], "end": [3, 2], "strides": [1, 1]}, (2,)),
+    "nothing": ({"begin": [3, 0], "end": [1, 2], "strides": [1, 1]}, (0, 2)),
+}
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+@pytest.mark.parametrize("name", UPDATES)
+def test_updates_of_slices(name: str, is_open: bool) -> None:
+    spec, shape = UPDATES[name]
+    check(lambda x, v: raw.TensorStridedSliceUpdate(input=x, value=v, **spec), M, f32(*shape), open=is_open)
+
+
+def test_updates_of_slices_whose_bounds_are_computed() -> None:
+    def function(x: Any, v: Any, n: Any) -> Any:
+        return raw.TensorStridedSliceUpdate(input=x, value=v, begin=n, end=n + 2, strides=[1, 1])
+
+    check(function, np.arange(20).reshape(5, 4), np.array([[-1, -2], [-3, -4]]), i32(2, 1), open={0: [0]})
+
+
+def test_axes_of_gradients_that_broadcast() -> None:
+    pairs = [
+        ([2, 3], [3]), ([2, 3], [2, 3]), ([1, 1], [1, 1]), ([2, 1, 3], [1, 1]), ([], [2, 3]), ([1], [1, 1]),
+        ([0, 3], [1, 3]), ([4, 1, 5, 1], [5, 6]),
+    ]  # fmt: skip
+    for a, b in pairs:
+        for dtype in (tf.int32, tf.int64):
+            check(lambda x: [x, *raw.BroadcastGradientArgs(s0=tf.constant(a, dtype), s1=tf.constant(b, dtype))], M)  # noqa: B023
+
+
+def test_gradients_of_operands_that_broadcast() -> None:
+    def function(x: Any, w: Any) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch([x, w])
+            y = tf.reduce_sum(x * w)
+        return tape.gradient(y, [x, w])
+
+    check(function, M, f32(1, 4))
+    with pytest.raises(UnsupportedOperations, match=r"BroadcastGradientArgs.*must be a constant"):
+        check(function, M, f32(1, 4), open=True)
+
+
 SCATTERS: dict[str, tuple[Any, ...]] = {
     "sums in places": (lambda i, u: tf.scatter_nd(i, u, [5, 2]), np.array([[1], [3], [1]]), f32(3, 2)),
     "known places": (lambda u: tf.scatter_nd([[1], [3]], u, [5, 2]), f32(2, 2)),

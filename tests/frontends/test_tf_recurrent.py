@@ -194,3 +194,13 @@ def test_what_xla_computes():
     x = X.copy()
     x[0, 3:] = 0
     check(model(layers.Masking(), layers.GRU(4)), x, simplify=True, engine="xla:cpu")
+
+
+@pytest.mark.parametrize("layer", ["LSTM", "GRU", "SimpleRNN"])
+@pytest.mark.parametrize("all_steps", [False, True])
+def test_both_directions_over_a_known_number_of_steps_are_one_layer(layer, all_steps):
+    x = keras.Input((6, 5))
+    both = keras.layers.Bidirectional(getattr(keras.layers, layer)(4, return_sequences=all_steps))
+    found = check(keras.Model(x, both(x)), np.random.default_rng(0).random((2, 6, 5), np.float32), simplify=True)
+    name = layer.removeprefix("Simple")
+    assert (found[name], found["Slice"], found["Loop"]) == (1, 0, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,10 +27,12 @@ from ..vectors import (
     minus,
     plus,
     rank_of,
+    reshaped,
+    shape_of,
     size,
     top,
 )
-from .shapes import counted
+from .shapes import broadcast, counted
 
 __all__ = ["index", "where_equal"]
 
@@ -71,6 +74,22 @@ def _end(t: Translator, start: Number, count: Number) -> Number | None:
 def _strided_slice(t: Translator, o: Operation, x: Value, begin: Value, end: Value, strides: Value) -> Any:
     spec = _Spec(t, o, rank_of(x), begin, end, strides)
     return spec.apply(t, x)
+
+
+@rule("TensorStridedSliceUpdate")
+def _strided_slice_update(
+    t: Translator, o: Operation, x: Value, begin: Value, end: Value, strides: Value, update: Value
+) -> Any:
+    """The numbers of the elements are sliced: they say where the update goes, whatever the slice."""
+    shape, all_ = shape_of(t, x), t.integers([-1])
+    count = t.known(shape)
+    whole = math.prod(count) if count is not None else t.op.ReduceProd(shape, t.integers([0]), keepdims=1)
+    numbers = t.op.Reshape(counted(t, whole), shape, allowzero=1)
+    places = _Spec(t, o, rank_of(x), begin, end, strides).apply(t, numbers)
+    update = broadcast(t, update, shape_of(t, places))
+    rows = t.unsqueeze(t.op.Reshape(places, all_), [1])
+    found = t.op.ScatterND(t.op.Reshape(x, all_), rows, t.op.Reshape(update, all_))
+    return reshaped(t, found, shape)
 
 
 class _Spec:

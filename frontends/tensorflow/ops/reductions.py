@@ -147,11 +147,12 @@ def _cumulative(t: Translator, o: Operation, x: Value, axis: Value) -> Any:
 
 @rule("Softmax", "LogSoftmax")
 def _softmax(t: Translator, o: Operation, x: Value) -> Any:
-    """Along the last axis; where another one was moved there, it is taken where it was."""
+    """Along the last axis; where another one was moved there, it is taken where it was, except after products."""
     first, moved = t.layouts.kept(x), x.producer
     if first is not None:
         return t.layouts.last(getattr(t.op, o.type)(first, axis=1))
-    if moved is not None and moved.op == "Transpose":
+    made = moved.given(0).producer if moved is not None else None
+    if moved is not None and moved.op == "Transpose" and (made is None or made.op != "MatMul"):
         order = moved.attrs["perm"]
         return t.transpose(getattr(t.op, o.type)(moved.given(0), axis=order[-1]), order)
     return getattr(t.op, o.type)(x, axis=-1)

@@ -85,19 +85,32 @@ def _unsorted_segments(t: Translator, o: Operation, x: Value, ids: Value, count:
 
 @rule("SegmentSum", "SegmentMean", "SegmentSumV2")
 def _sorted_segments(t: Translator, o: Operation, x: Value, ids: Value, count: Value | None = None) -> Any:
-    """As many segments as the last number says."""
-    wide_ids = t.cast(ids, DType.INT64)
-    if count is not None:
-        (number,) = elements(t, count)
-    else:
-        last: Value = t.op.ReduceMax(wide_ids, t.integers([0]), keepdims=1)
-        number = plus(t, last, 1)
+    (number,) = elements(t, count) if count is not None else (_last_plus_one(t, ids),)
     sums = _segments(t, x, ids, number, "add")
     if o.type != "SegmentMean":
         return sums
     ones = broadcast(t, t.scalar(1, x.dtype), shape_of(t, ids))
     counts = t.op.Max(_segments(t, ones, ids, number, "add"), t.scalar(1, x.dtype))
     return t.op.Div(sums, t.unsqueeze(counts, range(1, rank_of(x))))
+
+
+@rule("SegmentMax", "SegmentMin", "SegmentProd")
+def _extremes_of_segments(t: Translator, o: Operation, x: Value, ids: Value) -> Any:
+    """Of segments without rows, the extremes are 0, and the products 1."""
+    number = _last_plus_one(t, ids)
+    found = _segments(t, x, ids, number, _SEGMENTS[f"Unsorted{o.type}"])
+    known_ids = t.known(ids)
+    if o.type == "SegmentProd" or (known_ids and set(known_ids) == set(range(max(known_ids) + 1))):
+        return found
+    counts = _segments(t, broadcast(t, t.scalar(1, DType.INT64), shape_of(t, ids)), ids, number, "add")
+    are_there = t.unsqueeze(t.op.Greater(counts, t.scalar(0, DType.INT64)), range(1, rank_of(x)))
+    return t.op.Where(are_there, found, t.scalar(0, x.dtype))
+
+
+def _last_plus_one(t: Translator, ids: Value) -> Number:
+    """How many sorted segments there are: as many as the last number says."""
+    last: Value = t.op.ReduceMax(t.cast(ids, DType.INT64), t.integers([0]), keepdims=1)
+    return plus(t, last, 1)
 
 
 def _segments(t: Translator, x: Value, ids: Value, count: Number, reduction: str) -> Value:

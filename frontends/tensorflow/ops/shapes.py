@@ -333,6 +333,16 @@ def _broadcast_args(t: Translator, o: Operation, x: Value, y: Value) -> Any:
     return t.cast(joined(t, [_common(t, p, q) for p, q in pairs]), o.out.dtype)
 
 
+@rule("BroadcastGradientArgs")
+def _broadcast_gradient_args(t: Translator, o: Operation, x: Value, y: Value) -> Any:
+    """The axes over which gradients of two operands are summed, which had size 1 there or none."""
+    a, b = (known(t, v, "the shapes of what gradients are taken of") for v in (x, y))
+    rank = max(len(a), len(b))
+    first, second = ((1,) * (rank - len(shape)) + shape for shape in (a, b))
+    axes = [[], []] if a == b else [[i for i, n in enumerate(shape) if n == 1] for shape in (first, second)]
+    return [t.cast(t.integers(found), x.dtype) for found in axes]
+
+
 def _common(t: Translator, a: Number, b: Number) -> Number:
     for one, other in ((a, b), (b, a)):
         if isinstance(one, int):

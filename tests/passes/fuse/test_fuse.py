@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import pytest
 
+from planish.backends import backend
 from planish.explanation import explain
 from planish.ir import Graph
 from planish.ir.text import parse
@@ -70,6 +72,11 @@ REFUSED = {
     "weights are set to 0 under a mask that the scores do not have": f"""
         g ({SIZES}, bool[S,T] keep) => (float[B,2,S,8] y) <float none = {{0.0}}> {{
           a = MatMul (q, k) w = Softmax <axis = -1> (a) p = Where (keep, w, none) y = MatMul (p, v) }}""",
+    "weights are set to 0 under some masks, and not under others": f"""
+        g ({SIZES}, bool[S,T] keep, bool[S,T] more) => (float[B,2,S,8] y) <
+          float low = {{-1e9}}, float none = {{0.0}}> {{
+          a = MatMul (q, k) b = Where (more, a, low) c = Where (keep, b, low)
+          w = Softmax <axis = -1> (c) p = Where (keep, w, none) y = MatMul (p, v) }}""",
 }
 
 
@@ -99,6 +106,37 @@ def test_a_router_is_no_near_miss() -> None:
         g (float[S,8] x, float[8,4] r, float[2,8] e) => (float[S,8] y) <int64[1] two = {2}> {
           a = MatMul (x, r) v, i = TopK <axis = -1> (a, two) w = Softmax <axis = -1> (v) y = MatMul (w, e) }"""
     assert reasons(text, "attention") == ["the scores pass through TopK, which attention does not have"]
+
+
+# rows that are masked as a whole
+
+
+@pytest.mark.parametrize(
+    ("masked", "cleared"),
+    [
+        ("b = Where (keep, a, low)", ""),
+        ("l = Add (a, low) b = Where (keep, a, l)", ""),
+        ("b = Where (keep, a, low)", "p = Where (keep, w, none)"),
+    ],
+)
+def test_queries_that_see_no_key(masked: str, cleared: str) -> None:
+    """The mean of all values, or 0 where the weights are set to 0 behind the softmax."""
+    weights = "p" if cleared else "w"
+    text = f"""
+        g (float[2,2,3,8] q, float[2,2,8,5] k, float[2,2,5,8] v, bool[3,5] keep) => (float[2,2,3,8] y) <
+          float low = {{-1e9}}, float none = {{0.0}}> {{
+          a = MatMul (q, k) {masked} w = Softmax <axis = -1> (b) {cleared} y = MatMul ({weights}, v) }}"""
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(shape).astype(np.float32) for shape in ((2, 2, 3, 8), (2, 2, 8, 5), (2, 2, 5, 8))]
+    keep = rng.random((3, 5)) < 0.5
+    keep[1] = False
+    graph = fused(text)
+    assert "Attention" in [n.op for n in graph.nodes]
+    for engine in ("reference", "onnxruntime"):
+        (wanted,) = backend(engine).compile(parse(text))(*arrays, keep)
+        (found,) = backend(engine).compile(graph)(*arrays, keep)
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+    assert (not wanted[:, :, 1].any()) == bool(cleared)
 
 
 # attention in full

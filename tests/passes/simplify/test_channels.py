@@ -12,10 +12,10 @@ from planish.ir.verify import verify
 from planish.passes import Context, Pipeline
 
 
-def operators(text: str, *arrays: np.ndarray) -> list[str]:
+def operators(text: str, *arrays: np.ndarray, passes: str = "simplify") -> list[str]:
     """The operators after simplification, which must not change what ``arrays`` give."""
     graph, plain = parse(text), parse(text)
-    Pipeline.parse("simplify").run(graph, Context())
+    Pipeline.parse(passes).run(graph, Context())
     verify(graph)
     for a, b in zip(run(graph, *arrays), run(plain, *arrays), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
@@ -100,3 +100,67 @@ def test_dimensions_that_come_back_elsewhere_are_not_the_same():
         g (float[B,3,5,4] x) => (float[B,1,1,3] y) <int64[2] axes = {2, 3}, int64[4] target = {0, 1, 1, 3}> {
           m = ReduceMean <keepdims = 0> (x, axes) y = Reshape (m, target) }"""
     assert operators(text, f32(2, 3, 5, 4)) == ["ReduceMean", "Reshape"]
+
+
+# columns of weights that change places
+
+COLUMNS = "float[2,12] w = {" + ", ".join(str(float(i)) for i in range(24)) + "}"
+UNFLATTENED = "r = Reshape (a, image) y = Transpose <perm = [0, 3, 1, 2]> (r)"
+
+
+@pytest.mark.parametrize("between", ["Relu (m)", "Add (c, m)", "Mul (m, c)", "Clip (m, low, high)", "PRelu (m, c)"])
+@pytest.mark.parametrize("product", ["MatMul (x, w)", "Gemm (x, w, c)"])
+def test_a_transpose_after_an_unflattening_goes_into_the_weight(product, between):
+    vector = ", ".join(str(0.5 * i) for i in range(12))
+    text = f"""
+        g (float[B,2] x) => (float[B,3,2,2] y) <
+          {COLUMNS}, int64[4] image = {{0, 2, 2, 3}}, float[12] c = {{{vector}}},
+          float low = {{-3.0}}, float high = {{4.0}}
+        > {{ m = {product} a = {between} {UNFLATTENED} }}"""
+    found = operators(text, f32(5, 2), passes="default")
+    assert "Transpose" not in found
+    assert found[-1] == "Reshape"
+
+
+@pytest.mark.parametrize(
+    ("between", "outputs"),
+    [("Softmax <axis = -1> (m)", ""), ("Relu (m)", ", float[B,12] m"), ("Relu (m)", ", float[B,12] a")],
+)
+def test_a_transpose_of_what_depends_on_the_order_stays(between, outputs):
+    text = f"""
+        g (float[B,2] x) => (float[B,3,2,2] y{outputs}) <{COLUMNS}, int64[4] image = {{0, 2, 2, 3}}> {{
+          m = MatMul (x, w) a = {between} {UNFLATTENED} }}"""
+    assert "Transpose" in operators(text, f32(5, 2))
+
+
+def test_a_transpose_of_rows_that_are_split_stays():
+    text = f"""
+        g (float[6,2] x) => (float[3,2,12] y) <{COLUMNS}, int64[3] image = {{2, 3, 12}}> {{
+          m = MatMul (x, w) r = Reshape (m, image) y = Transpose <perm = [1, 0, 2]> (r) }}"""
+    assert "Transpose" in operators(text, f32(6, 2))
+
+
+# products whose operands are transposed
+
+PRODUCT = "float[B,S,2,4] q, float[B,T,2,4] k"
+TURNED = """
+  a = Transpose <perm = [0, 2, 1, 3]> (k) b = Transpose <perm = [0, 2, 3, 1]> (q)
+  c = MatMul (a, b) y = Transpose <perm = [0, 1, 3, 2]> (c)"""
+
+
+def test_a_product_that_is_turned_is_the_one_of_its_operands_in_reverse():
+    found = operators(f"g ({PRODUCT}) => (float[B,2,S,T] y) {{ {TURNED} }}", f32(3, 5, 2, 4), f32(3, 6, 2, 4))
+    assert sorted(found) == ["MatMul", "Transpose", "Transpose"]
+
+
+@pytest.mark.parametrize("output", ["float[B,2,T,S] c", "float[B,2,T,4] a"])
+def test_a_product_that_is_used_as_it_is_stays(output):
+    found = operators(f"g ({PRODUCT}) => (float[B,2,S,T] y, {output}) {{ {TURNED} }}", f32(3, 5, 2, 4), f32(3, 6, 2, 4))
+    assert sorted(found) == ["MatMul", "Transpose", "Transpose", "Transpose"]
+
+
+def test_reshapings_with_a_cast_between_them():
+    text = """
+        g (float[B,4,6] x) => (float16[B,4,6] y) <int64[4] split = {0, 2, 2, 6}, int64[3] whole = {0, 4, 6}> {
+          a = Reshape (x, split) b = Cast <to = 10> (a) y = Reshape (b, whole) }"""
+    assert operators(text, f32(3, 4, 6)) == ["Cast"]

@@ -594,3 +594,56 @@ def test_scales_of_float32_for_numbers_of_16_bits() -> None:
     graph = model(make, X[3], DType.FLOAT16)
     assert lowered(graph)["Cast"] == 3
     check(graph, rtol=5e-3)
+
+
+MOVES: dict[str, Make] = {
+    "MaxPool": lambda x: op.MaxPool(x, kernel_shape=[2, 2], strides=[2, 2]),
+    "Reshape": lambda x: op.Reshape(x, constant([1, -1], DType.INT64)),
+    "Slice": lambda x: op.Slice(x, constant([1], DType.INT64), constant([3], DType.INT64), constant([2], DType.INT64)),
+    "Squeeze": lambda x: op.Squeeze(x, constant([0], DType.INT64)),
+    "Transpose": lambda x: op.Transpose(x, perm=[0, 2, 3, 1]),
+    "Unsqueeze": lambda x: op.Unsqueeze(x, constant([1], DType.INT64)),
+}
+CODES = np.random.default_rng(0).integers(-128, 128, (1, 3, 4, 4))
+
+
+def decoded(x: Value, *scales: float) -> Value:
+    """Numbers of codes, with one scale or one for each index of axis 1."""
+    scale = np.float32(scales[0]) if len(scales) == 1 else np.array(scales, np.float32)
+    return op.DequantizeLinear(x, constant(scale), constant(np.full(np.shape(scale), 3, x.dtype.numpy), x.dtype))
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_codes_of_int8_are_moved_before_they_become_numbers(name: str) -> None:
+    """ONNX Runtime 1.31 would do so itself, with an operator that it then does not know."""
+    graph = model(lambda x: MOVES[name](decoded(x, 0.1)), CODES.shape, DType.INT8)
+    assert [n.op for n in ORT.lower(graph).nodes] == [name, "DequantizeLinear"]
+    check(graph, 0, CODES.astype(np.int8))
+
+
+def test_codes_are_moved_through_all_that_follows_and_numbers_stay_for_others() -> None:
+    def make(x: Value) -> list[Value]:
+        numbers = decoded(x, 0.1)
+        return [MOVES["Reshape"](MOVES["MaxPool"](MOVES["Transpose"](numbers))), op.Neg(numbers)]  # type: ignore[arg-type]
+
+    graph = model(make, CODES.shape, DType.INT8)
+    found = [n.op for n in ORT.lower(graph).nodes]
+    assert found.count("DequantizeLinear") == 2
+    assert found.index("Reshape") < max(i for i, name in enumerate(found) if name == "DequantizeLinear")
+    check(graph, 0, CODES.astype(np.int8))
+
+
+@pytest.mark.parametrize(("dtype", "scales"), [(DType.UINT8, (0.1,)), (DType.INT8, (0.1, 0.2, 0.3))])
+def test_other_codes_become_numbers_first(dtype: DType, scales: tuple[float, ...]) -> None:
+    graph = model(lambda x: MOVES["Transpose"](decoded(x, *scales)), CODES.shape, dtype)
+    assert [n.op for n in ORT.lower(graph).nodes] == ["DequantizeLinear", "Transpose"]
+    check(graph, 0, CODES.astype(dtype.numpy))
+
+
+def test_constants_of_int8_are_not_moved_as_codes() -> None:
+    def make(x: Value) -> Value:
+        return op.Add(x, MOVES["Transpose"](decoded(constant(CODES.astype(np.int8)), 0.1)))  # type: ignore[arg-type]
+
+    graph = model(make, (1, 4, 4, 3))
+    assert [n.op for n in ORT.lower(graph).nodes] == ["DequantizeLinear", "Transpose", "Add"]
+    check(graph, 0)

@@ -9,6 +9,7 @@ from ....ir.graph import Value
 from ....ir.types import DType, TensorType
 from ...emit import Refused
 from ..ops.control import building, finish, truth
+from ..reasons import Refusal
 from .file import LiteOperator
 from .model import Lite, lite_rule
 
@@ -26,9 +27,9 @@ def _call(m: Lite, number: int, operands: Sequence[Value]) -> list[Value]:
     if not 0 <= number < len(m.model.subgraphs):
         raise Refused("it calls a subgraph that there is not")
     graph = m.model.subgraphs[number]
-    if any(g is graph for g in m.t.calls) or len(m.t.calls) > _DEEPEST:
+    if any(g is graph for g in (m.graph, *m.t.calls)) or len(m.t.calls) > _DEEPEST:
         raise Refused("a subgraph calls itself")
-    inner = Lite(m.model, graph, m.t)
+    inner = m.called(graph)
     if len(graph.inputs) != len(operands):
         raise Refused("it gives a subgraph another number of inputs than that has")
     for index, value in zip(graph.inputs, operands, strict=True):
@@ -38,10 +39,15 @@ def _call(m: Lite, number: int, operands: Sequence[Value]) -> list[Value]:
         refusals = len(m.t.refusals)
         inner.run()
         if len(m.t.refusals) > refusals:
-            raise Refused("part of it has no translation")
+            raise Refused(_reasons(m.t.refusals[refusals:]))
         return [inner.stored(i) for i in graph.outputs]
     finally:
         m.t.calls.pop()
+
+
+def _reasons(refusals: Sequence[Refusal]) -> str:
+    """Why a subgraph has no translation."""
+    return ", ".join(dict.fromkeys(f"in it, {refusal.operation}: {refusal.reason}" for refusal in refusals))
 
 
 def _keep(m: Lite, operator: LiteOperator, values: Sequence[Value]) -> Sequence[Value]:
@@ -74,7 +80,10 @@ def _while(m: Lite, operator: LiteOperator) -> Any:
     with building(m.t, "body") as graph:
         graph.add_input(TensorType(DType.INT64, ()), "iteration")
         graph.add_input(TensorType(DType.BOOL, ()), "goes_on")
-        inner = [graph.add_input(_carried(m, i, v), f"state_{k}") for k, (i, v) in enumerate(zip(operator.outputs, states, strict=True))]
+        inner = [
+            graph.add_input(_carried(m, i, v), f"state_{k}")
+            for k, (i, v) in enumerate(zip(operator.outputs, states, strict=True))
+        ]
         after = _call(m, body, inner)
         finish(m.t, graph, [_condition(m, condition, after), *after])
     found = m.t.op.Loop(None, first, *states, body=graph, outputs=len(states))

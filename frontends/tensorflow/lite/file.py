@@ -1,12 +1,13 @@
 """What is in a TensorFlow Lite file: tensors, whose contents stay in the file, operators, and signatures.
 
-The format is a flatbuffer whose schema TensorFlow brings as generated code. Nothing in it is trusted: every reference is
-checked before it is used.
+The format is a flatbuffer whose schema TensorFlow brings as generated code. Nothing in it is trusted: every reference
+is checked before it is used.
 """
 
 from __future__ import annotations
 
 import importlib
+import math
 import mmap
 import struct
 from collections.abc import Iterator, Mapping
@@ -28,6 +29,7 @@ _SCHEMA = "tensorflow.lite.python.schema_py_generated"
 _MAGIC = b"TFL3"
 _DAMAGED = (struct.error, IndexError, KeyError, TypeError, ValueError, OverflowError, AttributeError, MemoryError)
 _NARROW = {"INT4": ml_dtypes.int4, "UINT4": ml_dtypes.uint4, "INT2": ml_dtypes.int2}  # several to a byte
+_SHARED = 16  # how often what is in a file may be referred to, on average
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,7 @@ class _Reader:
         self.data = np.frombuffer(data, np.uint8)
         self.schema = schema
         self.root = schema.Model.GetRootAs(data, 0)
+        self.left = _SHARED * len(self.data)  # bytes that may be read yet: references may overlap, and multiply
         self.types = _names(schema.TensorType)
         self.builtins = _names(schema.BuiltinOperator)
 
@@ -178,8 +181,9 @@ class _Reader:
 
     def _count(self, length: int) -> int:
         """A number of things, each of which takes four bytes at least."""
-        if not 0 <= 4 * length <= len(self.data):
-            raise ModelError("a damaged TensorFlow Lite file: a list is longer than the file")
+        self.left -= 4 * length
+        if not 0 <= 4 * length <= len(self.data) or self.left < 0:
+            raise ModelError("a damaged TensorFlow Lite file: its lists are longer than the file")
         return length
 
     def _operator_name(self, code: Any) -> tuple[str, bool]:
@@ -252,9 +256,11 @@ class _Reader:
                 raise ModelError(f"tensor {_text(tensor.Name())!r} lies behind the end of the file")
             content = self.data[start : start + size]
         else:
-            content = buffer.DataAsNumpy()
-        if isinstance(content, int) or not content.size:
+            content = buffer.DataAsNumpy() if buffer.DataLength() else self.data[:0]
+        if not content.size:
             return None
+        if type_ in _NARROW:
+            self._count(content.size // 4)  # they are copied
         return _elements(content, type_, shape, _text(tensor.Name()))
 
     # signatures
@@ -269,7 +275,9 @@ class _Reader:
             for field in ("Inputs", "Outputs"):
                 count = self._count(getattr(found, f"{field}Length")())
                 entries = [getattr(found, field)(k) for k in range(count)]
-                maps.append({_text(e.Name()): int(e.TensorIndex()) for e in entries})
+                maps.append({_text(e.Name()) or "tensor": int(e.TensorIndex()) for e in entries})
+                if not all(0 <= number < len(graphs[index].tensors) for number in maps[-1].values()):
+                    raise ModelError("a damaged TensorFlow Lite file: a signature names a tensor that there is not")
             yield _text(found.SignatureKey()), Signature(index, *maps)
 
 
@@ -282,23 +290,27 @@ def _text(text: Any) -> str:
 
 
 def _elements(content: Array, type_: str, shape: list[int], name: str) -> Array | None:
-    """The bytes of a constant as an array."""
-    count = int(np.prod(shape, dtype=np.int64)) if all(n >= 0 for n in shape) else -1
-    if type_ in _NARROW:
-        narrow = np.dtype(_NARROW[type_])
-        bits = 2 if type_ == "INT2" else 4
-        parts = [(content >> shift) & ((1 << bits) - 1) for shift in range(0, 8, bits)]
-        codes = np.stack(parts, -1).reshape(-1)[:count].astype(np.int8)
-        signed = codes - ((codes >> (bits - 1)) << bits) if type_ != "UINT4" else codes
-        array = signed.astype(narrow)
-    elif type_ in ("STRING", "RESOURCE", "VARIANT"):
+    """The bytes of a constant as an array; None of what is no numbers."""
+    if type_ in ("STRING", "RESOURCE", "VARIANT"):
         return None
+    count = math.prod(shape) if min(shape, default=0) >= 0 else -1
+    if type_ in _NARROW:
+        array = _unpacked(content, type_)[: max(count, 0)]
     else:
-        dtype = ml_dtypes.bfloat16 if type_ == "BFLOAT16" else np.dtype(type_.lower())
-        array = content.view(dtype) if content.size % np.dtype(dtype).itemsize == 0 else content[:0]
+        dtype = np.dtype(ml_dtypes.bfloat16 if type_ == "BFLOAT16" else type_.lower())
+        array = content.view(dtype) if content.size % dtype.itemsize == 0 else content[:0]
     if array.size != count:
         raise ModelError(f"tensor {name!r} of {shape} has {content.size} bytes")
     return array.reshape(shape)
+
+
+def _unpacked(content: Array, type_: str) -> Array:
+    """Elements of which several are in a byte, the first in the lowest bits."""
+    bits = 2 if type_ == "INT2" else 4
+    parts = [(content >> shift) & ((1 << bits) - 1) for shift in range(0, 8, bits)]
+    codes = np.stack(parts, -1).reshape(-1).astype(np.int8)
+    signed = codes if type_ == "UINT4" else codes - ((codes >> (bits - 1)) << bits)
+    return signed.astype(_NARROW[type_])
 
 
 def _quantization(table: Any, rank: int) -> Quantization | None:
@@ -319,10 +331,17 @@ def _quantization(table: Any, rank: int) -> Quantization | None:
 
 
 def _check(graph: Subgraph) -> None:
-    """Refuse references to tensors that there are not."""
+    """Refuse references to tensors that there are not, and tensors that are given or computed twice."""
     count = len(graph.tensors)
-    for operator in graph.operators:
-        if not all(-1 <= i < count for i in operator.inputs) or not all(0 <= i < count for i in operator.outputs):
-            raise ModelError(f"a damaged TensorFlow Lite file: {operator.name} reads a tensor that there is not")
+    known = set(graph.inputs)
     if not all(0 <= i < count for i in (*graph.inputs, *graph.outputs)):
         raise ModelError("a damaged TensorFlow Lite file: its inputs or outputs are tensors that there are not")
+    if len(known) < len(graph.inputs):
+        raise ModelError("a damaged TensorFlow Lite file: one tensor is two inputs")
+    for operator in graph.operators:
+        if not all(-1 <= i < count for i in operator.inputs) or not all(0 <= i < count for i in operator.outputs):
+            raise ModelError(f"a damaged TensorFlow Lite file: {operator.name} refers to a tensor that there is not")
+        for i in operator.outputs:
+            if i in known or graph.tensors[i].array is not None:
+                raise ModelError(f"a damaged TensorFlow Lite file: {operator.name} computes a tensor that is known")
+            known.add(i)

@@ -7,7 +7,7 @@ are what inputs and outputs of the model are.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,27 +18,30 @@ import tensorflow as tf
 from ....ir.dims import Dim, sym
 from ....ir.errors import ModelError
 from ....ir.graph import Graph, GraphOutput, Value, constant
+from ....ir.infer import IllTyped
 from ....ir.origin import MODULE_KEY
 from ....ir.schema import canonical_opset
-from ....ir.types import DType, TensorType
+from ....ir.types import UNKNOWN, DType, TensorType
 from ...emit import Refused
 from ..inputs import Input, open_axes, size_name
 from ..layout import axis_first
 from ..ops import load_all
 from ..origin import module_of
 from ..program import named
-from ..reasons import Refusal
+from ..reasons import Refusal, UnsupportedOperations
 from ..sources import choose, identifier
 from ..tensor import Weights
 from ..translate import Operation, Translator, dtype_of
 from .file import LiteModel, LiteOperator, LiteTensor, Quantization, Subgraph, read_lite
 
-__all__ = ["LITE_RULES", "Lite", "lite_graph", "lite_rule"]
+__all__ = ["FLEX", "LITE_RULES", "Lite", "lite_graph", "lite_rule"]
 
 LiteRule = Callable[["Lite", LiteOperator], Any]
 LITE_RULES: dict[str, LiteRule] = {}  # by the operator's name
 
 _CODES = ("INT2", "INT4", "INT8", "UINT4", "UINT8", "INT16")
+FLEX = "Flex"  # begins the names of operations of TensorFlow that stand in a file as they are
+_MOST = 5000  # operators, next to 20 for each in the file: calls within calls can be many
 _SMALL = 16  # elements of constants that get no name
 
 
@@ -66,7 +69,7 @@ def lite_graph(
         ModelError: it is damaged, or lacks what is asked for.
         UnsupportedOperations: it has operators without a translation; all of them are named.
     """
-    from . import control, layers, operators, recurrent  # noqa: F401 - they register their rules
+    from . import control, flex, layers, operators, recurrent  # noqa: F401 - they register their rules
 
     load_all()
     model, what = read_lite(path), str(path)
@@ -74,18 +77,36 @@ def lite_graph(
     graph = Graph(identifier(path.stem), opsets={"": canonical_opset()})
     graph.info.update(producer_name="tensorflow lite", doc_string=model.description)
     lite = Lite(model, subgraph, Translator(graph, Weights({})))
-    lite.declare(named(inputs, input_names, "input", what), dynamic_shapes, what)
+    lite.declare(named(inputs, input_names, "input", what), [i for _, i in outputs], dynamic_shapes, what)
     results = named(outputs, output_names, "output", what, [v.name for v in graph.inputs])
-    lite.run()
-    lite.t.finish(what)
-    values: list[Value] = []
-    for i in results.values():
-        value = lite.codes(i) if lite.quantization(i) else lite.numbers(i)
-        is_own = value.producer is not None and value not in values
-        values.append(value if is_own else lite.t.op.Identity(value))
+    try:
+        lite.run()
+        lite.t.finish(what)
+        values = _own(lite, results)
+    except UnsupportedOperations:
+        raise
+    except ModelError as error:
+        raise ModelError(f"{what}: {error}") from None
     graph.set_outputs(values, [GraphOutput(n, v.type) for n, v in zip(results, values, strict=True)])
     lite.t.erase_dead()
     return graph
+
+
+def _own(lite: Lite, results: Mapping[str, int]) -> list[Value]:
+    """The values of results: each is computed, and another one than the rest.
+
+    Raises:
+        ModelError: there is no such value.
+    """
+    values: list[Value] = []
+    for name, i in results.items():
+        try:
+            value = lite.stored(i)
+        except (Refused, IllTyped) as error:
+            raise ModelError(f"output {name!r}: {error}") from None
+        is_own = value.producer is not None and value not in values
+        values.append(value if is_own else lite.t.op.Identity(value))
+    return values
 
 
 def _chosen(
@@ -94,13 +115,17 @@ def _chosen(
     """The subgraph that is meant, and its inputs and outputs with their names, in its own order."""
     if not model.signatures and signature is None:
         graph = model.subgraphs[0]
-        return graph, *([(_plain(graph.tensors[i].name), i) for i in ids] for ids in (graph.inputs, graph.outputs))
+        inputs, outputs = ([(_plain(graph.tensors[i].name), i) for i in ids] for ids in (graph.inputs, graph.outputs))
+        return graph, inputs, outputs
     found = choose(model.signatures, signature, what)
     graph = model.subgraphs[found.subgraph]
-    return graph, *(
-        sorted(names.items(), key=lambda item, order=order: order.index(item[1]) if item[1] in order else len(order))
-        for names, order in ((found.inputs, graph.inputs), (found.outputs, graph.outputs))
-    )
+    return graph, _in_order(found.inputs, graph.inputs), _in_order(found.outputs, graph.outputs)
+
+
+def _in_order(names: Mapping[str, int], order: Sequence[int]) -> list[tuple[str, int]]:
+    """Names and the numbers of their tensors, as these are ordered."""
+    places = {index: place for place, index in enumerate(order)}
+    return sorted(names.items(), key=lambda item: places.get(item[1], len(places)))
 
 
 def _plain(name: str) -> str:
@@ -117,10 +142,13 @@ class Lite:
         t: what appends nodes.
     """
 
-    def __init__(self, model: LiteModel, graph: Subgraph, translator: Translator):
+    def __init__(self, model: LiteModel, graph: Subgraph, translator: Translator, steps: Iterator[int] | None = None):
         self.model, self.graph, self.t = model, graph, translator
+        most = _MOST + 20 * sum(len(g.operators) for g in model.subgraphs)
+        self._steps = iter(range(most)) if steps is None else steps
         self._numbers: dict[int, Value] = {}
         self._codes: dict[int, Value] = {}
+        self._scales: dict[tuple[bytes, bytes, DType], tuple[Value, Value]] = {}
         self._is_open = any(t.shape is None or None in t.shape for t in graph.tensors)
 
     # tensors
@@ -163,7 +191,8 @@ class Lite:
         if tensor.type not in _CODES:  # a bias
             scale = found.scale if axis is None else _spread(found.scale, axis, array.ndim)
             return self._stored((array * scale.astype(np.float64)).astype(np.float32), index)
-        return self._dequantize(self._stored(array, index), found, axis, self.dtype(index))
+        with self.t.in_root():  # once, and not in each iteration of a loop
+            return self._dequantize(self._stored(array, index), found, axis, self.dtype(index))
 
     def _stored(self, array: np.ndarray[Any, Any], index: int) -> Value:
         if array.size <= _SMALL:
@@ -190,6 +219,10 @@ class Lite:
                 raise Refused(f"it reads {_plain(self.tensor(index).name)!r}, which nothing computes")
         return self._numbers[index]
 
+    def is_known(self, index: int) -> bool:
+        """Whether a tensor is a constant, an input, or computed."""
+        return index in self._numbers or index in self._codes or self.array(index) is not None
+
     def codes(self, index: int) -> Value:
         """The codes of a quantized tensor."""
         if index not in self._codes:
@@ -199,9 +232,13 @@ class Lite:
         return self._codes[index]
 
     def set(self, index: int, value: Value, like: Collection[int] = ()) -> None:
-        """``value`` is what a tensor is computed as; it is rounded unless it has numbers of the tensors ``like`` it."""
+        """``value`` is what a tensor is computed as.
+
+        It is rounded, unless it has only numbers of the tensors ``like`` it, and these have codes for the same ones.
+        """
         found = self.quantization(index)
-        if found is None or any(found.equals(self.quantization(i)) for i in like):
+        codes = [q for q in map(self.quantization, like) if q is not None]
+        if found is None or (codes and all(found.equals(q) for q in codes)):
             self._numbers[index] = value
         else:
             self._codes[index] = self._quantize(value, found, self.dtype(index))
@@ -219,15 +256,21 @@ class Lite:
         if first is not None and axis is not None:
             assert x.rank is not None
             axis = axis_first(axis, x.rank)
-        zero = constant(q.zero.astype(dtype.numpy), dtype)
         attrs = {} if axis is None or axis == 1 else {"axis": axis}
-        result: Value = build(x if first is None else first, constant(q.scale), zero, **attrs)
+        result: Value = build(x if first is None else first, *self._scale(q, dtype), **attrs)
         return result if first is None else self.t.layouts.last(result)
+
+    def _scale(self, q: Quantization, dtype: DType) -> tuple[Value, Value]:
+        """Scale and zero point as constants: the same numbers are the same constants."""
+        key = q.scale.tobytes(), q.zero.tobytes(), dtype
+        if key not in self._scales:
+            self._scales[key] = constant(q.scale), constant(q.zero.astype(dtype.numpy), dtype)
+        return self._scales[key]
 
     # inputs
 
-    def declare(self, inputs: Mapping[str, int], dynamic_shapes: Any, what: str) -> None:
-        """Make the inputs of the graph.
+    def declare(self, inputs: Mapping[str, int], outputs: Sequence[int], dynamic_shapes: Any, what: str) -> None:
+        """Make the inputs of the graph. If all have an open size first, and the outputs, too, it is one batch.
 
         Raises:
             ModelError: one is no tensor of ONNX.
@@ -239,7 +282,8 @@ class Lite:
                 raise ModelError(f"{what}: input {name!r} has no number of dimensions")
             known.append(Input(name, tensor.shape, tensor.type))
         axes = open_axes(known, dynamic_shapes, what, is_fixed=True)
-        is_batched = all(i.shape and i.shape[0] is None for i in known)
+        shapes = [*(i.shape for i in known), *(self.tensor(i).shape for i in outputs)]
+        is_batched = all(shape and shape[0] is None for shape in shapes)
         for (name, index), given, names in zip(inputs.items(), known, axes, strict=True):
             try:
                 dtype = self.dtype(index)
@@ -254,7 +298,13 @@ class Lite:
             self.give(index, value)
 
     def give(self, index: int, value: Value) -> None:
-        """``value`` is what is stored for a tensor."""
+        """``value`` is what is stored for a tensor.
+
+        Raises:
+            Refused: it has another type.
+        """
+        if value.dtype is not self.dtype(index):
+            raise Refused(f"{_plain(self.tensor(index).name)!r} is of type {self.dtype(index)}, and not {value.dtype}")
         (self._numbers if self.quantization(index) is None else self._codes)[index] = value
 
     def stored(self, index: int) -> Value:
@@ -264,35 +314,61 @@ class Lite:
     # operators
 
     def run(self) -> None:
-        """Translate all operators; what has no translation is noted."""
+        """Translate all operators; what has no translation is noted.
+
+        Raises:
+            ModelError: there are too many.
+        """
         for operator in self.graph.operators:
+            if next(self._steps, None) is None:
+                raise ModelError("its subgraphs call each other too often")
             self._operator(operator)
+
+    def called(self, graph: Subgraph) -> Lite:
+        """Another subgraph, which an operator of this one calls."""
+        return Lite(self.model, graph, self.t, self._steps)
 
     def _operator(self, operator: LiteOperator) -> None:
         name = _plain(self.tensor(operator.outputs[0]).name) if operator.outputs else operator.name
         before = self.t.label, self.t.metadata
         module = module_of(name)
         self.t.label, self.t.metadata = name, {**self.t.metadata, **({MODULE_KEY: module} if module else {})}
+        rule = self._rule(operator)
         try:
-            rule = LITE_RULES.get(operator.name)
-            if rule is None or (operator.is_custom and not operator.name.startswith("Flex")):
-                kind = "a custom operator" if operator.is_custom else "planish has no translation of it"
-                raise Refused(kind)
-            results = rule(self, operator)
-            for index, value in zip(operator.outputs, _listed(results), strict=True):
-                if index not in self._numbers and index not in self._codes:
-                    self.set(index, value)
+            if rule is None:
+                raise Refused("a custom operator" if operator.is_custom else "planish has no translation of it")
+            self._translate(operator, rule)
         except (Refused, ModelError) as refused:
-            if not any(self._is_unknown(i) for i in operator.inputs):
+            if rule is None or not any(self._is_unknown(i) for i in operator.inputs):
                 self.t.refusals.append(Refusal(operator.name, name, "", str(refused)))
             self._numbers.update({i: Value() for i in operator.outputs})
         finally:
             self.t.label, self.t.metadata = before
 
+    def _rule(self, operator: LiteOperator) -> LiteRule | None:
+        if operator.is_custom:
+            return LITE_RULES[FLEX] if operator.name.startswith(FLEX) else None
+        return LITE_RULES.get(operator.name)
+
+    def _translate(self, operator: LiteOperator, rule: LiteRule) -> None:
+        """Call the rule of an operator: its results are those, unless it has set them itself.
+
+        Raises:
+            Refused: there is no translation.
+        """
+        try:
+            results = _listed(rule(self, operator))
+            for index, value in zip(operator.outputs, results, strict=True):
+                if index not in self._numbers and index not in self._codes:
+                    self.set(index, value)
+        except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+            # rules index operands and options freely: files that TensorFlow writes have them
+            raise Refused(f"it is malformed ({type(error).__name__}: {error})") from error
+
     def _is_unknown(self, index: int) -> bool:
         """Whether a tensor follows from what has no translation."""
         value = self._numbers.get(index)
-        return value is not None and not isinstance(value.type, TensorType)
+        return value is not None and value.type == UNKNOWN
 
     def operands(self, operator: LiteOperator) -> list[Value]:
         """The numbers of all inputs.
@@ -301,7 +377,7 @@ class Lite:
             Refused: one has no translation.
         """
         found = [self.numbers(i) for i in operator.inputs if i >= 0]
-        if not all(isinstance(v.type, TensorType) for v in found):
+        if any(v.type == UNKNOWN for v in found):
             raise Refused("what it reads has no translation")
         return found
 

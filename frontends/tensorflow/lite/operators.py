@@ -6,38 +6,42 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from ....ir.graph import Value, constant
 from ....ir.types import DType
 from ...emit import Refused
+from ..ops.elementwise import apply
 from .file import LiteOperator
 from .model import Lite, lite_rule
 
-__all__ = ["activated"]
+__all__ = ["activated", "refuse"]
 
 Options = Mapping[str, Any]
 
-_ACTIVATIONS = {1: "Relu", 3: "Relu6", 4: "Tanh"}  # by the schema's ActivationFunctionType
+_ACTIVATIONS = {1: "Relu", 3: "Relu6"}  # by the schema's ActivationFunctionType
 _SAME = {  # the operation of TensorFlow by the operator's name: no options that matter
-    "ABS": "Abs", "ADD_N": "AddN", "ATAN2": "Atan2", "BITCAST": "Bitcast", "BITWISE_XOR": "BitwiseXor",
-    "BROADCAST_ARGS": "BroadcastArgs", "CAST": "Cast", "CEIL": "Ceil", "COS": "Cos", "ELU": "Elu", "EQUAL": "Equal",
+    "ABS": "Abs", "ADD_N": "AddN", "ATAN2": "Atan2", "BITWISE_XOR": "BitwiseXor",
+    "BROADCAST_ARGS": "BroadcastArgs", "CEIL": "Ceil", "COS": "Cos", "ELU": "Elu", "EQUAL": "Equal",
     "EXP": "Exp", "FLOOR": "Floor", "FLOOR_DIV": "FloorDiv", "FLOOR_MOD": "FloorMod", "GATHER_ND": "GatherNd",
     "GREATER": "Greater", "GREATER_EQUAL": "GreaterEqual", "LESS": "Less", "LESS_EQUAL": "LessEqual", "LOG": "Log",
     "LOGICAL_AND": "LogicalAnd", "LOGICAL_NOT": "LogicalNot", "LOGICAL_OR": "LogicalOr", "LOGISTIC": "Sigmoid",
     "LOG_SOFTMAX": "LogSoftmax", "MATRIX_DIAG": "MatrixDiag", "MATRIX_SET_DIAG": "MatrixSetDiag",
-    "MAXIMUM": "Maximum", "MINIMUM": "Minimum", "NEG": "Neg", "NOT_EQUAL": "NotEqual", "POW": "Pow", "RANGE": "Range",
-    "RELU": "Relu", "RELU6": "Relu6", "RIGHT_SHIFT": "RightShift", "ROUND": "Round", "RSQRT": "Rsqrt",
-    "SCATTER_ND": "ScatterNd", "SEGMENT_SUM": "SegmentSum", "SELECT": "Select", "SELECT_V2": "SelectV2",
+    "NEG": "Neg", "NOT_EQUAL": "NotEqual", "POW": "Pow", "RANGE": "Range",
+    "RELU6": "Relu6", "RIGHT_SHIFT": "RightShift", "ROUND": "Round", "RSQRT": "Rsqrt",
+    "SCATTER_ND": "ScatterNd", "SEGMENT_SUM": "SegmentSum",
     "SHAPE": "Shape", "SIGN": "Sign", "SIN": "Sin", "SQRT": "Sqrt", "SQUARE": "Square",
-    "SQUARED_DIFFERENCE": "SquaredDifference", "TANH": "Tanh", "TOPK_V2": "TopKV2", "RANK": "Rank",
+    "SQUARED_DIFFERENCE": "SquaredDifference", "TANH": "Tanh", "RANK": "Rank",
     "UNSORTED_SEGMENT_MAX": "UnsortedSegmentMax", "UNSORTED_SEGMENT_MIN": "UnsortedSegmentMin",
     "UNSORTED_SEGMENT_PROD": "UnsortedSegmentProd", "UNSORTED_SEGMENT_SUM": "UnsortedSegmentSum",
     "WHERE": "Where", "ZEROS_LIKE": "ZerosLike", "FILL": "Fill", "UNIQUE": "Unique",
 }  # fmt: skip
-_MOVING = {  # their results have elements of their operands, or none: codes stay what they are
-    "BATCH_TO_SPACE_ND": "BatchToSpaceND", "BROADCAST_TO": "BroadcastTo", "DYNAMIC_UPDATE_SLICE": "XlaDynamicUpdateSlice",
-    "EXPAND_DIMS": "ExpandDims", "PAD": "Pad", "PADV2": "PadV2", "REVERSE_V2": "ReverseV2", "SLICE": "Slice",
-    "SPACE_TO_BATCH_ND": "SpaceToBatchND", "TILE": "Tile", "TRANSPOSE": "Transpose",
+_MOVING = {  # their results have elements of their operands, and 0: codes stay what they are
+    "BATCH_TO_SPACE_ND": "BatchToSpaceND", "BROADCAST_TO": "BroadcastTo",
+    "DYNAMIC_UPDATE_SLICE": "XlaDynamicUpdateSlice", "EXPAND_DIMS": "ExpandDims", "MAXIMUM": "Maximum",
+    "MINIMUM": "Minimum", "PAD": "Pad", "PADV2": "PadV2", "RELU": "Relu", "REVERSE_V2": "ReverseV2",
+    "SELECT": "Select", "SELECT_V2": "SelectV2", "SLICE": "Slice", "SPACE_TO_BATCH_ND": "SpaceToBatchND",
+    "TILE": "Tile", "TOPK_V2": "TopKV2", "TRANSPOSE": "Transpose",
 }  # fmt: skip
 _BINARY = {"ADD": "AddV2", "SUB": "Sub", "MUL": "Mul", "DIV": "RealDiv"}
 _REDUCTIONS = {
@@ -101,7 +105,8 @@ def _binary(m: Lite, operator: LiteOperator) -> Any:
 @lite_rule(*_REDUCTIONS)
 def _reduction(m: Lite, operator: LiteOperator) -> Any:
     attrs = {"keep_dims": operator.options["keepDims"]}
-    return m.as_tensorflow(_REDUCTIONS[operator.name], m.operands(operator), attrs, operator.outputs)
+    found = m.as_tensorflow(_REDUCTIONS[operator.name], m.operands(operator), attrs, operator.outputs)
+    return moved(m, operator, found) if operator.name in ("REDUCE_MAX", "REDUCE_MIN") else found
 
 
 def _with(type_: str, attrs: Callable[[Options], Mapping[str, Any]], *, moves: bool = False) -> Any:
@@ -134,19 +139,6 @@ lite_rule("RESIZE_NEAREST_NEIGHBOR")(_with("ResizeNearestNeighbor", _resizing, m
 lite_rule("REVERSE_SEQUENCE")(
     _with("ReverseSequence", lambda o: {"batch_dim": o["batchDim"], "seq_dim": o["seqDim"]}, moves=True)
 )
-lite_rule("STRIDED_SLICE")(
-    _with(
-        "StridedSlice",
-        lambda o: {
-            f"{name}_mask": o[f"{key}Mask"]
-            for name, key in (
-                ("begin", "begin"), ("end", "end"), ("ellipsis", "ellipsis"), ("new_axis", "newAxis"),
-                ("shrink_axis", "shrinkAxis"),
-            )
-        },
-        moves=True,
-    )
-)  # fmt: skip
 lite_rule("LOCAL_RESPONSE_NORMALIZATION")(
     _with("LRN", lambda o: {"depth_radius": o["radius"], "bias": o["bias"], "alpha": o["alpha"], "beta": o["beta"]})
 )
@@ -155,14 +147,22 @@ lite_rule("LOCAL_RESPONSE_NORMALIZATION")(
 # rearranging
 
 
+@lite_rule("STRIDED_SLICE")
+def _strided_slice(m: Lite, operator: LiteOperator) -> Any:
+    options = operator.options
+    if options.get("offset"):
+        raise Refused("its ends are counted from its begins")
+    keys = {"begin": "begin", "end": "end", "ellipsis": "ellipsis", "new_axis": "newAxis", "shrink_axis": "shrinkAxis"}
+    attrs = {f"{name}_mask": options[f"{key}Mask"] for name, key in keys.items()}
+    return moved(m, operator, m.as_tensorflow("StridedSlice", m.operands(operator), attrs, operator.outputs))
+
+
 @lite_rule("RESHAPE")
 def _reshape(m: Lite, operator: LiteOperator) -> Any:
     x = m.operands(operator)[0]
+    stated = [int(n) for n in _option(operator, "newShape")]
     shape = m.optional(operator, 1)
-    if shape is not None:
-        target = m.numbers(shape)
-    else:
-        target = m.t.integers([int(n) for n in _option(operator, "newShape")])
+    target = m.t.integers(stated) if shape is None else m.numbers(shape)
     return moved(m, operator, m.as_tensorflow("Reshape", [x, target], {}, operator.outputs))
 
 
@@ -183,9 +183,6 @@ def _concatenation(m: Lite, operator: LiteOperator) -> Any:
     value = m.as_tensorflow("ConcatV2", [*m.operands(operator), axis], {}, operator.outputs)
     if operator.options.get("fusedActivationFunction"):
         return activated(m, value, operator.options)
-    target = m.quantization(operator.outputs[0])
-    if target is not None and not all(target.equals(m.quantization(i)) for i in operator.inputs):
-        return value
     return moved(m, operator, value)
 
 
@@ -203,9 +200,7 @@ def _split_v(m: Lite, operator: LiteOperator) -> Any:
 def _gather(m: Lite, operator: LiteOperator) -> Any:
     axis = constant(np.array(operator.options["axis"], np.int32))
     attrs = {"batch_dims": operator.options.get("batchDims", 0)}
-    return moved(
-        m, operator, m.as_tensorflow("GatherV2", [*m.operands(operator), axis], attrs, operator.outputs)
-    )
+    return moved(m, operator, m.as_tensorflow("GatherV2", [*m.operands(operator), axis], attrs, operator.outputs))
 
 
 @lite_rule("EMBEDDING_LOOKUP")
@@ -231,28 +226,19 @@ def _clip(m: Lite, operator: LiteOperator) -> Any:
 
 @lite_rule("HARD_SWISH")
 def _hard_swish(m: Lite, operator: LiteOperator) -> Any:
-    (x,) = m.operands(operator)
-    six = m.as_tensorflow("Relu6", [m.as_tensorflow("AddV2", [x, m.t.scalar(3, x.dtype)])])
-    return m.as_tensorflow("Mul", [x, m.as_tensorflow("Mul", [six, m.t.scalar(1 / 6, x.dtype)])])
+    return apply(m.t, "HardSwish", *m.operands(operator))
 
 
 @lite_rule("GELU")
 def _gelu(m: Lite, operator: LiteOperator) -> Any:
-    (x,) = m.operands(operator)
-    first = m.t.layouts.kept(x)
     approximate = "tanh" if operator.options["approximate"] else None
-    found = m.t.op.Gelu(x if first is None else first, approximate=approximate)
-    return found if first is None else m.t.layouts.last(found)
+    return apply(m.t, "Gelu", *m.operands(operator), approximate=approximate)
 
 
 @lite_rule("PRELU")
 def _prelu(m: Lite, operator: LiteOperator) -> Any:
     """Slopes are broadcast from the last dimension, as in PRelu."""
-    x, slope = m.operands(operator)
-    across = m.t.layouts.across([x, slope])
-    if across is None:
-        return m.t.op.PRelu(x, slope)
-    return m.t.layouts.last(m.t.op.PRelu(*across))
+    return apply(m.t, "PRelu", *m.operands(operator))
 
 
 @lite_rule("SOFTMAX")
@@ -277,6 +263,16 @@ def _l2(m: Lite, operator: LiteOperator) -> Any:
 # between codes and numbers
 
 
+@lite_rule("CAST", "BITCAST")
+def _cast(m: Lite, operator: LiteOperator) -> Any:
+    """Of codes themselves."""
+    m.operands(operator)
+    (x,), (y,) = operator.inputs, operator.outputs
+    target = tf.TensorSpec(m.tensor(y).shape, m.dtype(y).numpy)
+    m.give(y, m.as_tensorflow(operator.name.capitalize(), [m.stored(x)], {}, [target]))
+    return m.stored(y)
+
+
 @lite_rule("QUANTIZE", "DEQUANTIZE")
 def _recode(m: Lite, operator: LiteOperator) -> Any:
     (x,) = m.operands(operator)
@@ -293,6 +289,26 @@ def _fake_quant(m: Lite, operator: LiteOperator) -> Any:
     return m.as_tensorflow("FakeQuantWithMinMaxArgs", m.operands(operator), attrs)
 
 
+# placing
+
+
+@lite_rule("BUCKETIZE")
+def _bucketize(m: Lite, operator: LiteOperator) -> Any:
+    attrs = {"boundaries": [float(n) for n in _option(operator, "boundaries")]}
+    return m.as_tensorflow("Bucketize", m.operands(operator), attrs, operator.outputs)
+
+
+@lite_rule("SPARSE_TO_DENSE")
+def _sparse_to_dense(m: Lite, operator: LiteOperator) -> Any:
+    """Values at places of a tensor that is full of another one."""
+    places, sizes, values, other = m.operands(operator)
+    if places.rank not in (1, 2) or values.rank != 1:
+        raise Refused("its places or its values are no lists")
+    t = m.t
+    places = t.cast(places if places.rank == 2 else t.reshape(places, (-1, 1)), DType.INT64)
+    return t.op.ScatterND(t.op.Expand(other, t.cast(sizes, DType.INT64)), places, values)
+
+
 # detections
 
 
@@ -301,3 +317,20 @@ def _non_max_suppression(m: Lite, operator: LiteOperator) -> Any:
     type_ = "NonMaxSuppressionV" + operator.name[-1]
     attrs = {"pad_to_max_output_size": True}
     return m.as_tensorflow(type_, m.operands(operator), attrs, operator.outputs)
+
+
+# what has no counterpart
+
+_NONE = {
+    "ASSIGN_VARIABLE CALL_ONCE READ_VARIABLE VAR_HANDLE": "it keeps a state, which a graph does not have: convert with "
+    "experimental_enable_resource_variables = False",
+    "HASHTABLE HASHTABLE_FIND HASHTABLE_IMPORT HASHTABLE_LOOKUP HASHTABLE_SIZE": "it looks words up: do this before",
+    "MULTINOMIAL RANDOM_STANDARD_NORMAL RANDOM_UNIFORM": "random numbers: let them be an input",
+    "COMPLEX_ABS IMAG REAL RFFT2D": "complex numbers: ONNX operators do not compute with them",
+}  # by the operators that it is said of
+
+
+@lite_rule(*" ".join(_NONE).split())
+def refuse(m: Lite, operator: LiteOperator) -> Any:
+    """Say why an operator has no translation."""
+    raise Refused(next(reason for names, reason in _NONE.items() if operator.name in names.split()))

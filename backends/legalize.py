@@ -1,7 +1,8 @@
 """From the canonical opset to what a runtime reads: choosing the version to state, and lowering the nodes beyond it.
 
-The version is the one that the model was imported in, if all nodes mean the same there and run, and none runs slower
-than in another; otherwise another. A node for which there is none is replaced by the body of the function that defines its operator in the standard.
+The version is the one that the model was imported in, if all nodes mean the same there and run, none of them slower
+than in another; otherwise another. A node for which there is none is replaced by the body of the function that defines
+its operator in the standard.
 """
 
 from __future__ import annotations

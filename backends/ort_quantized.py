@@ -80,6 +80,8 @@ def adapt_quantized(graph: Graph) -> None:
         _widened(node, known)
         if node.op == "Conv":
             _as_bytes(node, known)
+    for node in [n for n in graph.walk() if n.op in ("Conv", "ConvTranspose", "Gemm")]:
+        _keep_weight(node)
     for node in [n for n in graph.walk() if n.op in ("QuantizeLinear", "DequantizeLinear")]:
         _in_one_type(node)
 
@@ -322,10 +324,23 @@ def _as_bytes(node: Node, known: dict[tuple[object, ...], Value]) -> None:
 
 def _holds_integers(value: Value) -> bool:
     """Whether a value is quantized, or moved from one that is."""
-    moves = target_for("onnxruntime").moves
+    moves = (*target_for("onnxruntime").moves, *_MOVES)
     while not is_fake_quantize(value) and value.producer is not None and value.producer.op in moves:
         value = value.producer.given(0)
-    return is_fake_quantize(value)
+    made = value.producer
+    return is_fake_quantize(value) or (made is not None and made.op == "DequantizeLinear")
+
+
+def _keep_weight(node: Node) -> None:
+    """Keep ONNX Runtime 1.31 from quantizing a weight that is not: it does so between codes, to int8 with one scale."""
+    weight = node.operand(1)
+    if weight is None or weight.const is None or not weight.dtype.is_floating or not _holds_integers(node.given(0)):
+        return
+    value = node.result
+    while (user := next(iter(value.users), None)) is not None and user.op in ("Relu", "Clip"):
+        value = user.results[0]
+    if any(u.op == "QuantizeLinear" or (u.results and is_fake_quantize(u.results[0])) for u in value.users):
+        _set_apart(node, 0)
 
 
 def _keep_apart(node: Node) -> None:

@@ -129,7 +129,7 @@ def main() -> None:
             for form in args.forms:
                 rows.append(compare(name, form, args.rounds, Path(folder)))
                 print(" ".join(rows[-1]), flush=True)
-    header = ["Model", "Error", "XNNPACK's", "Transposes", "FakeQuantize", "Seconds", "ms", "Theirs, ms", "Theirs / ours"]
+    header = ["Model", "Error", "XNNPACK's", "Transposes", "FakeQuantize", "Seconds", "ms", "Theirs", "Theirs / ours"]
     print(markdown("TensorFlow Lite files, batch 1, one thread", header, rows))
 
 

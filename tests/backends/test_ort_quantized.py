@@ -521,6 +521,20 @@ def test_a_filter_alone_is_decoded_once(tmp_path: Path, name: str, axis: int) ->
     assert kinds == [name]
 
 
+@pytest.mark.parametrize("is_clipped", [False, True])
+@pytest.mark.parametrize("form", ["uint8", "int8"])
+@pytest.mark.parametrize("name", ["Conv", "ConvTranspose", "Gemm"])
+def test_a_weight_of_floating_point_between_codes_stays_one(name: str, form: str, is_clipped: bool) -> None:
+    """ONNX Runtime would quantize it by itself."""
+    shape, weights = ((5, 16), (16, 24)) if name == "Gemm" else ((2, 6, 9, 9), (6, 6, 3, 3))
+
+    def make(x: Value) -> Value:
+        y = getattr(op, name)(static(x, form, 0.02, 3), constant(numbers(*weights)), constant(numbers(weights[1])))
+        return static(op.Relu(y) if is_clipped else y, form, 0.05, 1)
+
+    check(model(make, shape))
+
+
 def test_a_weight_behind_moved_integers_stays_an_integer() -> None:
     def make(x: Value) -> Value:
         codes = FakeQuantize(x, constant(np.float32(0.05)), constant(np.uint8(128)), format="uint8")

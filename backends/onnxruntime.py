@@ -227,8 +227,9 @@ class OnnxRuntime(Backend):
         """
         lowered = clone_graph(graph)
         adapt(lowered)
-        adapt_quantized(lowered)
-        encode(lowered, target_for(f"{self.name}:{self.variant}").activation)
+        activation = target_for(f"{self.name}:{self.variant}").activation
+        adapt_quantized(lowered, activation)
+        encode(lowered, activation)
         move_codes(lowered)
         return Lowered(lowered, legalize(lowered, OrtTarget(custom_ops)))
 

@@ -57,8 +57,13 @@ class _Product(NamedTuple):
 _Quantized = dict[tuple[Node, bool], tuple[Value, ...]]  # by the FakeQuantize, and whether the codes must be unsigned
 
 
-def adapt_quantized(graph: Graph) -> None:
-    """Rewrite products and lookups on quantized constants in place; what remains is left to the standard's form."""
+def adapt_quantized(graph: Graph, activation: str) -> None:
+    """Rewrite products and lookups on quantized constants in place; what remains is left to the standard's form.
+
+    Args:
+        graph: the graph.
+        activation: the format of the left factors that kernels are fast for.
+    """
     known: dict[tuple[object, ...], Value] = {}
     quantized: _Quantized = {}
     for node in [n for n in graph.walk() if n.op in ("MatMul", "Gemm", "Gather")]:
@@ -71,7 +76,7 @@ def adapt_quantized(graph: Graph) -> None:
         if product.weight.block_size:
             _in_blocks(product)
         elif product.left is not None:
-            _integers(product, quantized)
+            _integers(product, quantized, activation)
     for node in [n for n in graph.walk() if n.op in ("MatMul", "Gemm")]:
         if node.operand(1) is not None and node.given(1).rank == 2:
             _widened(node, known)
@@ -181,7 +186,7 @@ def _with_bias(node: Node, weight: Value) -> tuple[Node, Value | None]:
 # rewriting
 
 
-def _integers(product: _Product, quantized: _Quantized) -> None:
+def _integers(product: _Product, quantized: _Quantized, activation: str) -> None:
     """A product of eight-bit integers whose result is a floating-point number."""
     weight, left = product.weight, product.left
     assert left is not None
@@ -197,10 +202,12 @@ def _integers(product: _Product, quantized: _Quantized) -> None:
         return
     bias = product.bias
     operands: tuple[Value | None, ...]
-    key = left, scale is not None and form.is_signed and not weight.codes.dtype.is_signed  # no kernel takes both
     zero_point = left.operand(2)
-    if key[1] and zero_point is not None and zero_point.const is None:
+    can_shift = scale is not None and form.is_signed and (zero_point is None or zero_point.const is not None)
+    is_mixed = scale is not None and form.is_signed and not weight.codes.dtype.is_signed  # which no kernel takes
+    if is_mixed and not can_shift:
         return
+    key = left, can_shift and (is_mixed or activation == "uint8")  # or it is 25 times slower on x64
     if scale is None and key not in quantized and len(left.result.users) == 1 and defines(_DYNAMIC):
         operands = (product.x, weight.codes, weight.scale, weight.zero_point, bias)
         _replace(product.end, make_node(_DYNAMIC, operands, {}, 1))

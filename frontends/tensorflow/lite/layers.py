@@ -37,8 +37,8 @@ def _biased(m: Lite, operator: LiteOperator, value: Value, place: int = 2) -> Va
 
 @lite_rule("CONV_2D")
 def _conv(m: Lite, operator: LiteOperator) -> Any:
-    x, kernel, *_ = m.operands(operator)
-    kernel = _ordered(m, operator.inputs[1], kernel, (0, 3, 1, 2))
+    x, *_ = m.operands(operator)
+    kernel = m.ordered(operator.inputs[1], (0, 3, 1, 2))
     o = m.operation("Conv2D", _window(operator.options), operator.outputs)
     return _biased(m, operator, convolve_kernel(m.t, o, x, kernel))
 
@@ -46,24 +46,17 @@ def _conv(m: Lite, operator: LiteOperator) -> Any:
 @lite_rule("DEPTHWISE_CONV_2D")
 def _depthwise(m: Lite, operator: LiteOperator) -> Any:
     """Its filters are [1, height, width, out]."""
-    x, kernel, *_ = m.operands(operator)
-    kernel = _ordered(m, operator.inputs[1], kernel, (3, 0, 1, 2))
+    x, *_ = m.operands(operator)
+    kernel = m.ordered(operator.inputs[1], (3, 0, 1, 2))
     o = m.operation("DepthwiseConv2dNative", _window(operator.options), operator.outputs)
     return _biased(m, operator, convolve_kernel(m.t, o, x, kernel))
-
-
-def _ordered(m: Lite, index: int, value: Value, order: tuple[int, ...]) -> Value:
-    """A kernel with its dimensions in another order."""
-    if m.array(index) is None:
-        return m.t.transpose(value, order)
-    return m.constant(index, order)
 
 
 @lite_rule("TRANSPOSE_CONV")
 def _transposed(m: Lite, operator: LiteOperator) -> Any:
     """Its filters are [out, height, width, in]."""
-    sizes, kernel, x, *_ = m.operands(operator)
-    kernel = _ordered(m, operator.inputs[1], kernel, (3, 0, 1, 2))
+    sizes, _, x, *_ = m.operands(operator)
+    kernel = m.ordered(operator.inputs[1], (3, 0, 1, 2))
     o = m.operation("Conv2DBackpropInput", _window(operator.options), operator.outputs)
     return _biased(m, operator, transposed_kernel(m.t, o, x, kernel, sizes, 1), 3)
 
@@ -97,7 +90,7 @@ def _fully_connected(m: Lite, operator: LiteOperator) -> Any:
         if not isinstance(inputs, int):
             raise Refused("the number of its features is open")
         x = m.as_tensorflow("Reshape", [x, m.t.integers([-1, inputs])])
-    turned = _ordered(m, operator.inputs[1], weights, (1, 0))
+    turned = m.ordered(operator.inputs[1], (1, 0))
     return _biased(m, operator, m.t.op.MatMul(x, turned))
 
 

@@ -148,6 +148,7 @@ class Lite:
         self._steps = iter(range(most)) if steps is None else steps
         self._numbers: dict[int, Value] = {}
         self._codes: dict[int, Value] = {}
+        self._copies: dict[int, int] = {}  # numbers that an operator makes of a constant, and that constant
         self._scales: dict[tuple[bytes, bytes, DType], tuple[Value, Value]] = {}
         self._is_open = any(t.shape is None or None in t.shape for t in graph.tensors)
 
@@ -193,6 +194,19 @@ class Lite:
             return self._stored((array * scale.astype(np.float64)).astype(np.float32), index)
         with self.t.in_root():  # once, and not in each iteration of a loop
             return self._dequantize(self._stored(array, index), found, axis, self.dtype(index))
+
+    def ordered(self, index: int, order: Sequence[int]) -> Value:
+        """The numbers of a tensor with its dimensions in another order; those of a constant, where they lie."""
+        if index in self._copies:
+            return self.t.cast(self.ordered(self._copies[index], order), self.dtype(index))
+        if self.array(index) is None:
+            return self.t.transpose(self.numbers(index), order)
+        return self.constant(index, order)
+
+    def copy(self, index: int, source: int) -> None:
+        """Tensor ``index`` has the numbers of another one."""
+        if self.array(source) is not None and self.quantization(index) is None:
+            self._copies[index] = source
 
     def _stored(self, array: np.ndarray[Any, Any], index: int) -> Value:
         if array.size <= _SMALL:

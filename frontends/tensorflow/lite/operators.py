@@ -277,6 +277,7 @@ def _cast(m: Lite, operator: LiteOperator) -> Any:
 def _recode(m: Lite, operator: LiteOperator) -> Any:
     (x,) = m.operands(operator)
     target = m.tensor(operator.outputs[0])
+    m.copy(operator.outputs[0], operator.inputs[0])
     if m.quantization(operator.outputs[0]) is None and target.type == "FLOAT32" and x.dtype is not DType.FLOAT:
         return m.t.cast(x, DType.FLOAT)
     return x

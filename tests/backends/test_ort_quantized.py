@@ -524,7 +524,9 @@ def test_a_filter_alone_is_decoded_once(tmp_path: Path, name: str, axis: int) ->
 @pytest.mark.parametrize(("variant", "expected"), [("x64", DType.UINT8), ("arm64", DType.INT8)])
 def test_codes_of_a_product_are_of_the_type_that_the_processor_is_fast_for(variant: str, expected: DType) -> None:
     graph = model(lambda x: op.MatMul(static(x, "int8", 0.02, -3), per_column(numbers(K, N))))
-    (product,) = [n for n in backend(f"onnxruntime:{variant}").lower(graph).nodes if n.op == "com.microsoft.MatMulIntegerToFloat"]
+    (product,) = [
+        n for n in backend(f"onnxruntime:{variant}").lower(graph).nodes if n.op == "com.microsoft.MatMulIntegerToFloat"
+    ]
     assert product.given(0).dtype is expected
     check(graph)
 

@@ -27,11 +27,17 @@ def _window(options: Options) -> dict[str, Any]:
     }
 
 
+def _bias(m: Lite, operator: LiteOperator, place: int = 2) -> Value | None:
+    """The bias, if there is one."""
+    index = m.optional(operator, place)
+    return None if index is None else m.numbers(index)
+
+
 def _biased(m: Lite, operator: LiteOperator, value: Value, place: int = 2) -> Value:
     """``value`` with its bias, and its activation."""
-    bias = m.optional(operator, place)
+    bias = _bias(m, operator, place)
     if bias is not None:
-        value = m.as_tensorflow("BiasAdd", [value, m.numbers(bias)], {"data_format": "NHWC"})
+        value = m.as_tensorflow("BiasAdd", [value, bias], {"data_format": "NHWC"})
     return activated(m, value, operator.options)
 
 
@@ -40,7 +46,7 @@ def _conv(m: Lite, operator: LiteOperator) -> Any:
     x, *_ = m.operands(operator)
     kernel = m.ordered(operator.inputs[1], (0, 3, 1, 2))
     o = m.operation("Conv2D", _window(operator.options), operator.outputs)
-    return _biased(m, operator, convolve_kernel(m.t, o, x, kernel))
+    return activated(m, convolve_kernel(m.t, o, x, kernel, _bias(m, operator)), operator.options)
 
 
 @lite_rule("DEPTHWISE_CONV_2D")
@@ -49,7 +55,7 @@ def _depthwise(m: Lite, operator: LiteOperator) -> Any:
     x, *_ = m.operands(operator)
     kernel = m.ordered(operator.inputs[1], (3, 0, 1, 2))
     o = m.operation("DepthwiseConv2dNative", _window(operator.options), operator.outputs)
-    return _biased(m, operator, convolve_kernel(m.t, o, x, kernel))
+    return activated(m, convolve_kernel(m.t, o, x, kernel, _bias(m, operator)), operator.options)
 
 
 @lite_rule("TRANSPOSE_CONV")
@@ -58,7 +64,8 @@ def _transposed(m: Lite, operator: LiteOperator) -> Any:
     sizes, _, x, *_ = m.operands(operator)
     kernel = m.ordered(operator.inputs[1], (3, 0, 1, 2))
     o = m.operation("Conv2DBackpropInput", _window(operator.options), operator.outputs)
-    return _biased(m, operator, transposed_kernel(m.t, o, x, kernel, sizes, 1), 3)
+    result = transposed_kernel(m.t, o, x, kernel, sizes, 1, _bias(m, operator, 3))
+    return activated(m, result, operator.options)
 
 
 @lite_rule("CONV_3D", "CONV_3D_TRANSPOSE")

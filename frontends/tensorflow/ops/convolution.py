@@ -32,8 +32,8 @@ def _depthwise(t: Translator, o: Operation, x: Value, kernel: Value) -> Any:
     return convolve_kernel(t, o, x, kernel)
 
 
-def convolve_kernel(t: Translator, o: Operation, x: Value, kernel: Value) -> Value:
-    """A convolution with a kernel [out, in of a group, spatial…]."""
+def convolve_kernel(t: Translator, o: Operation, x: Value, kernel: Value, bias: Value | None = None) -> Value:
+    """A convolution with a kernel [out, in of a group, spatial…], and a bias [out] if ``x`` is floating-point."""
     sizes = [integer(n) for n in kernel.shape or ()]
     window = window_of(o, sizes[2:])
 
@@ -47,7 +47,7 @@ def convolve_kernel(t: Translator, o: Operation, x: Value, kernel: Value) -> Val
         attrs = {"group": inputs // sizes[1], "dilations": window.dilations, **window.attributes(x)}
         weight = t.squeeze(kernel, axes)
         if x.dtype.is_floating:
-            return t.op.Conv(x, weight, **attrs)
+            return t.op.Conv(x, weight, bias, **attrs)
         wide = t.op.Conv(t.cast(x, DType.DOUBLE), t.cast(weight, DType.DOUBLE), **attrs)  # exact for int32
         return t.cast(wide, x.dtype)
 
@@ -101,7 +101,9 @@ def _channels(o: Operation, sizes: Value) -> int | None:
     return stated if isinstance(stated, int) else None
 
 
-def transposed_kernel(t: Translator, o: Operation, x: Value, kernel: Value, sizes: Value, group: int) -> Value:
+def transposed_kernel(
+    t: Translator, o: Operation, x: Value, kernel: Value, sizes: Value, group: int, bias: Value | None = None
+) -> Value:
     """ConvTranspose to given sizes: which elements a convolution of that many would take from ``x``."""
     window = window_of(o, [integer(n) for n in (kernel.shape or ())[2:]])
 
@@ -111,8 +113,10 @@ def transposed_kernel(t: Translator, o: Operation, x: Value, kernel: Value, size
         common = {"strides": window.strides, "dilations": window.dilations, "kernel_shape": window.size}
         fitted = _fitted(window, (x.shape or ())[2:], targets)
         if fitted is not None:
-            return t.op.ConvTranspose(x, weight, group=group, **common, **fitted)
-        full = t.op.ConvTranspose(x, weight, group=group, output_padding=[s - 1 for s in window.strides], **common)
+            return t.op.ConvTranspose(x, weight, bias, group=group, **common, **fitted)
+        full = t.op.ConvTranspose(
+            x, weight, bias, group=group, output_padding=[s - 1 for s in window.strides], **common
+        )
         return _cropped(t, o, x, full, window, _spatial_sizes(t, o, sizes, axes))
 
     return over(t, o, x, window, convolve)

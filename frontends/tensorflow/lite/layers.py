@@ -41,20 +41,12 @@ def _biased(m: Lite, operator: LiteOperator, value: Value, place: int = 2) -> Va
     return activated(m, value, operator.options)
 
 
-@lite_rule("CONV_2D")
+@lite_rule("CONV_2D", "DEPTHWISE_CONV_2D")
 def _conv(m: Lite, operator: LiteOperator) -> Any:
+    """Depthwise filters are [1, height, width, out]."""
     x, *_ = m.operands(operator)
-    kernel = m.ordered(operator.inputs[1], (0, 3, 1, 2))
+    kernel = m.ordered(operator.inputs[1], (0, 3, 1, 2) if operator.name == "CONV_2D" else (3, 0, 1, 2))
     o = m.operation("Conv2D", _window(operator.options), operator.outputs)
-    return activated(m, convolve_kernel(m.t, o, x, kernel, _bias(m, operator)), operator.options)
-
-
-@lite_rule("DEPTHWISE_CONV_2D")
-def _depthwise(m: Lite, operator: LiteOperator) -> Any:
-    """Its filters are [1, height, width, out]."""
-    x, *_ = m.operands(operator)
-    kernel = m.ordered(operator.inputs[1], (3, 0, 1, 2))
-    o = m.operation("DepthwiseConv2dNative", _window(operator.options), operator.outputs)
     return activated(m, convolve_kernel(m.t, o, x, kernel, _bias(m, operator)), operator.options)
 
 

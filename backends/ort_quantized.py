@@ -343,11 +343,16 @@ def _keep_weight(node: Node) -> None:
     weight = node.operand(1)
     if weight is None or weight.const is None or not weight.dtype.is_floating or not _holds_integers(node.given(0)):
         return
-    value = node.result
-    while (user := next(iter(value.users), None)) is not None and user.op in ("Relu", "Clip"):
-        value = user.results[0]
-    if any(u.op == "QuantizeLinear" or (u.results and is_fake_quantize(u.results[0])) for u in value.users):
+    if _becomes_codes(node.result):
         _set_apart(node, 0)
+
+
+def _becomes_codes(value: Value) -> bool:
+    """Whether a value is quantized, as it is or after an activation that quantization absorbs."""
+    return any(
+        user.op in ("QuantizeLinear", FAKE_QUANTIZE) or (user.op in ("Relu", "Clip") and _becomes_codes(user.result))
+        for user in value.users
+    )
 
 
 def _keep_apart(node: Node) -> None:

@@ -545,6 +545,15 @@ def test_a_weight_of_floating_point_between_codes_stays_one(name: str, form: str
     check(model(make, shape))
 
 
+def test_a_weight_of_floating_point_whose_result_has_other_uses_stays_one() -> None:
+    def make(x: Value) -> list[Value]:
+        y = op.Conv(static(x, "uint8", 0.02, 3), constant(numbers(6, 6, 3, 3)))
+        return [op.Relu(y), static(y, "uint8", 0.05, 1)]
+
+    check(model(make, (2, 6, 9, 9)))
+    assert lowered(model(make, (2, 6, 9, 9)))["Max"] == 1
+
+
 def test_a_weight_behind_moved_integers_stays_an_integer() -> None:
     def make(x: Value) -> Value:
         codes = FakeQuantize(x, constant(np.float32(0.05)), constant(np.uint8(128)), format="uint8")

@@ -67,26 +67,9 @@ def from_tensorflow(
     if isinstance(model, str | os.PathLike):
         path = Path(model)
         kind = kind_of(path)
-        if kind is Kind.KERAS:
-            model = load_keras_file(path)
-        elif kind is Kind.SAVED_MODEL:
-            require_tensorflow()
-            from .saved_model import of_saved_model
-
-            return _graph(of_saved_model(path, signature, dynamic_shapes), input_names, output_names, opaque)
-        elif kind is Kind.LITE:
-            require_tensorflow()
-            from .lite.model import lite_graph
-
-            if opaque:
-                raise ModelError(f"{path}: opaque names operations of TensorFlow, and a .tflite file has operators")
-            return lite_graph(path, signature, dynamic_shapes, input_names, output_names)
-        else:
-            require_tensorflow()
-            from .graphdef import of_graph_def, read_graph_def
-
-            source = of_graph_def(read_graph_def(path), str(path), args, dynamic_shapes, input_names, output_names)
-            return _graph(source, opaque=opaque)
+        if kind is not Kind.KERAS:
+            return _from_file(path, kind, args, signature, dynamic_shapes, input_names, output_names, opaque)
+        model = load_keras_file(path)
     if is_keras(model):
         call = call_of(model, args, kwargs or {}, dynamic_shapes, model.name)
         if backend_of(model) != "tensorflow":
@@ -106,6 +89,34 @@ def from_tensorflow(
     from .sources import traced
 
     return _graph(traced(model, args, kwargs or {}, signature, dynamic_shapes), input_names, output_names, opaque)
+
+
+def _from_file(
+    path: Path,
+    kind: Kind,
+    args: Sequence[Any],
+    signature: str | None,
+    dynamic_shapes: DynamicShapes | None,
+    input_names: Sequence[str] | None,
+    output_names: Sequence[str] | None,
+    opaque: Collection[str],
+) -> Graph:
+    """The graph of a file that TensorFlow wrote; the parameters are those of `from_tensorflow`."""
+    require_tensorflow()
+    if kind is Kind.SAVED_MODEL:
+        from .saved_model import of_saved_model
+
+        return _graph(of_saved_model(path, signature, dynamic_shapes), input_names, output_names, opaque)
+    if kind is Kind.LITE:
+        from .lite.model import lite_graph
+
+        if opaque:
+            raise ModelError(f"{path}: opaque names operations of TensorFlow, and a .tflite file has operators")
+        return lite_graph(path, signature, dynamic_shapes, input_names, output_names)
+    from .graphdef import of_graph_def, read_graph_def
+
+    source = of_graph_def(read_graph_def(path), str(path), args, dynamic_shapes, input_names, output_names)
+    return _graph(source, opaque=opaque)
 
 
 def _graph(
